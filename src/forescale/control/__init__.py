@@ -1,0 +1,1 @@
+"""Pure decisions about a run in progress: events in, commands out."""

@@ -1,0 +1,144 @@
+"""Batches that have been looked at but not run: memory they would exceed, plans that suit them better."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from forescale.control.choice import fits, shape, weigh
+from forescale.control.messages import Binding, Command, Repartition, Stop
+from forescale.control.state import ControlConfig, ControlState, Decision, Trigger
+from forescale.core.errors import InfeasiblePlan
+from forescale.plan.partition_plan import PartitionPlan
+
+Reaction = tuple[ControlState, tuple[Command, ...]]
+
+
+def react(state: ControlState, config: ControlConfig) -> Reaction:
+    """Change the plan before a batch that needs another one, or stop before one that fits nowhere."""
+    state, commands = _react_to_memory(state, config)
+    if commands or state.pending is not None:
+        return state, commands
+    return _react_to_load(state, config)
+
+
+def _react_to_memory(state: ControlState, config: ControlConfig) -> Reaction:
+    short = {
+        step: bytes_short
+        for step, binding in sorted(state.ahead.items())
+        if (bytes_short := config.planner.short_bytes(_plan_for(state, step), binding))
+    }
+    if not short:
+        return state, ()
+    first = min(short)
+    if state.pending is not None and state.pending.before_step is not None:
+        first = min(first, state.pending.before_step)  # the new command takes the place of the pending one
+    worst = max(short, key=lambda step: max(short[step].values()))
+    device, size_bytes = max(short[worst].items(), key=lambda item: item[1])
+    need = (
+        f"the batch of step {worst} ({shape(state.ahead[worst])}) would exceed the memory of {device} "
+        f"by {size_bytes / 1e6:.1f} MB under this plan"
+    )
+    try:
+        plan = _holding(state, sorted(short, key=lambda step: -max(short[step].values())), first, config)
+    except InfeasiblePlan as error:
+        return _decided(state, Stop(reason=f"{need}: {error}"), Trigger.MEMORY)
+    if plan is None:
+        return state, ()
+    stages = "/".join(str(len(stage.operators)) for stage in plan.stages)
+    recomputed = sum(stage.recompute for stage in plan.stages)
+    change = (
+        f"from step {first} on, stages of {stages} operators with {plan.microbatches} microbatches"
+        + (f", {recomputed} of them recomputed," if recomputed else "")
+        + " hold it"
+    )
+    return _decided(state, Repartition(plan=plan, reason=f"{need}: {change}", before_step=first), Trigger.MEMORY)
+
+
+def _holding(
+    state: ControlState, demanding: list[int], first: int, config: ControlConfig
+) -> PartitionPlan | None:
+    """A plan that holds all batches in view from step ``first`` on, else the most demanding one.
+
+    None when a change is already under way and no single plan could take its place.
+
+    Raises:
+        InfeasiblePlan: no plan holds one of the demanding batches.
+    """
+    later = [binding for step, binding in state.ahead.items() if step >= first]
+    plans = (config.planner.best(state.ahead[step], state.speeds) for step in demanding)
+    for plan in plans:
+        if fits(plan, later, config.planner):
+            return plan
+    return None if state.pending else config.planner.best(state.ahead[first], state.speeds)
+
+
+def _react_to_load(state: ControlState, config: ControlConfig) -> Reaction:
+    steps = _contiguous(state)
+    if not steps:
+        return state, ()
+    bindings = [state.ahead[step] for step in steps]
+    current = state.recent[-1] if state.recent else bindings[0]
+    change = next((i for i, binding in enumerate(bindings) if binding != current), None)
+    if change is None:
+        return _for_run(state, bindings, steps[0], state.same_shape_steps, config)
+    same = all(binding == bindings[change] for binding in bindings[change:])
+    lasted = state.same_shape_steps + change if same else 0
+    state, commands = _for_run(state, bindings[change:], steps[change], lasted, config)
+    if commands or state.next_step < state.reviewed_step + config.policy.review_steps:
+        return state, commands
+    return _for_mixture(replace(state, reviewed_step=state.next_step), bindings, config)
+
+
+def _for_run(
+    state: ControlState, bindings: list[Binding], first: int, lasted: int, config: ControlConfig
+) -> Reaction:
+    """A plan for the batches from step ``first`` on.
+
+    Args:
+        lasted: for how many steps the shape before has lasted; a run that goes on beyond what is in
+            view is taken to last as long, up to the horizon.
+    """
+    policy = config.policy
+    expected = len(bindings)
+    if expected >= policy.min_run_steps:
+        expected = max(expected, min(lasted, policy.horizon_steps))
+    state, choice = weigh(state, bindings, config)
+    if choice is None or not choice.worthwhile(expected, policy.min_gain, policy.move_margin):
+        return state, ()
+    reason = f"batches of {shape(bindings[0])} from step {first} on: {choice.sentence(expected)}"
+    return _decided(state, Repartition(plan=choice.plan, reason=reason, before_step=first), Trigger.LOAD)
+
+
+def _for_mixture(state: ControlState, bindings: list[Binding], config: ControlConfig) -> Reaction:
+    """A plan for shapes that keep changing: the last batches and those in view stand for the next."""
+    policy = config.policy
+    sample = [*state.recent, *bindings]
+    if len(sample) < policy.review_steps:
+        return state, ()
+    state, choice = weigh(state, sample, config)
+    if choice is None or not choice.worthwhile(policy.horizon_steps, policy.min_gain, policy.move_margin):
+        return state, ()
+    reason = f"mean of {len(sample)} batches of changing shape: {choice.sentence(policy.horizon_steps)}"
+    return _decided(state, Repartition(plan=choice.plan, reason=reason), Trigger.LOAD)
+
+
+def _plan_for(state: ControlState, step: int) -> PartitionPlan:
+    """The plan in force when a step will run."""
+    assert state.plan is not None
+    pending = state.pending
+    if pending is not None and (pending.before_step is None or step >= pending.before_step):
+        return pending.plan
+    return state.plan
+
+
+def _contiguous(state: ControlState) -> list[int]:
+    steps: list[int] = []
+    while state.next_step + len(steps) in state.ahead:
+        steps.append(state.next_step + len(steps))
+    return steps
+
+
+def _decided(state: ControlState, command: Repartition | Stop, trigger: Trigger) -> Reaction:
+    decision = Decision(step=state.next_step, trigger=trigger, acted=True, reason=command.reason)
+    pending = command if isinstance(command, Repartition) else state.pending
+    return replace(state, decision=decision, pending=pending), (command,)

@@ -1,0 +1,110 @@
+"""Another plan for some batches, weighed against the plan in force."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import floor, log
+
+from forescale.control.messages import Binding
+from forescale.control.planner import Planner, same_split
+from forescale.control.state import ControlConfig, ControlState
+from forescale.core.errors import InfeasiblePlan
+from forescale.plan.moves import move_bytes
+from forescale.plan.partition_plan import PartitionPlan
+
+_CLASS_RATIO = 1.15
+"""Batches whose step times differ by less than this share a candidate plan."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A candidate plan against the one in force.
+
+    Attributes:
+        now_s, then_s: mean predicted step time under the plan in force and under the candidate.
+        move_s, moved_bytes: predicted cost of changing over.
+    """
+
+    plan: PartitionPlan
+    now_s: float
+    then_s: float
+    move_s: float
+    moved_bytes: int
+
+    @property
+    def gain_s(self) -> float:
+        """Seconds saved per step."""
+        return self.now_s - self.then_s
+
+    def worthwhile(self, steps: float, min_gain: float, move_margin: float) -> bool:
+        """Whether it saves the fraction ``min_gain``, and over ``steps`` more than the move costs."""
+        enough = self.gain_s >= min_gain * self.now_s
+        return enough and self.gain_s * steps > (1.0 + move_margin) * self.move_s
+
+    def sentence(self, steps: float) -> str:
+        return (
+            f"a step takes {milliseconds(self.now_s)} under this plan and {milliseconds(self.then_s)} under the "
+            f"best other; over {steps:.0f} steps that saves {self.gain_s * steps:.2f} s, and moving "
+            f"{self.moved_bytes / 1e6:.1f} MB costs {self.move_s:.2f} s"
+        )
+
+
+def weigh(
+    state: ControlState, bindings: Sequence[Binding], config: ControlConfig
+) -> tuple[ControlState, Choice | None]:
+    """The best other plan for the mean of some batches, at the estimated speeds.
+
+    Returns:
+        The state with the candidate remembered; None when the plan in force is the best, or none of
+        the candidates fits all the batches.
+    """
+    assert state.plan is not None
+    planner, speeds = config.planner, state.speeds
+    times = [planner.prediction(state.plan, binding, speeds).step_s for binding in bindings]
+    now_s = sum(times) / len(times)
+    typical = min(range(len(times)), key=lambda i: abs(times[i] - now_s))
+    state, plan = _candidate(state, bindings[typical], times[typical], planner)
+    if plan is None or same_split(plan, state.plan) or not fits(plan, bindings, planner):
+        return state, None
+    then_s = sum(planner.prediction(plan, binding, speeds).step_s for binding in bindings) / len(times)
+    sending_s = planner.move_s(bindings[typical], state.plan, plan)
+    problem = planner.problem(bindings[typical], {})
+    overhead_s = config.policy.move_fixed_s if state.move_overhead_s is None else state.move_overhead_s
+    return state, Choice(
+        plan=plan,
+        now_s=now_s,
+        then_s=then_s,
+        move_s=overhead_s + sending_s,
+        moved_bytes=move_bytes(problem.graph, state.plan, plan, problem.optimizer_state_ratio),
+    )
+
+
+def fits(plan: PartitionPlan, bindings: Sequence[Binding], planner: Planner) -> bool:
+    """Whether every device has the memory for all these batches."""
+    return not any(planner.short_bytes(plan, binding) for binding in bindings)
+
+
+def milliseconds(time_s: float) -> str:
+    return f"{time_s * 1e3:.3g} ms" if time_s < 1.0 else f"{time_s:.2f} s"
+
+
+def shape(binding: Binding) -> str:
+    return ", ".join(f"{name}={value}" for name, value in binding.items()) or "fixed shape"
+
+
+def _candidate(
+    state: ControlState, binding: Binding, time_s: float, planner: Planner
+) -> tuple[ControlState, PartitionPlan | None]:
+    # One plan per class of batches: with lengths that change every step, a plan for each would cost
+    # more time than it could save.
+    key = floor(log(max(time_s, 1e-9)) / log(_CLASS_RATIO))
+    if key in state.candidates:
+        return state, state.candidates[key]
+    plan: PartitionPlan | None
+    try:
+        plan = planner.best(binding, state.speeds)
+    except InfeasiblePlan:
+        plan = None
+    candidates: Mapping[int, PartitionPlan | None] = {**state.candidates, key: plan}
+    return replace(state, candidates=candidates), plan

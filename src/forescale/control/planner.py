@@ -1,0 +1,114 @@
+"""Plans and predictions by batch shape, each worked out once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Protocol
+
+from forescale.control.messages import Binding
+from forescale.core.cluster import Cluster
+from forescale.core.errors import InfeasiblePlan
+from forescale.plan.moves import move_s
+from forescale.plan.partition import partition, predict
+from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage
+from forescale.plan.problem import PartitionProblem
+
+Speeds = Mapping[str, float]
+"""Device name -> speed in the sense of ``Device.speed``; devices left out run as profiled."""
+
+_Items = tuple[tuple[str, float], ...]
+_Split = tuple[tuple[Stage, ...], int, Schedule]
+
+
+class CostModel(Protocol):
+    """What batches cost on the devices of this run."""
+
+    def problem(self, binding: Mapping[str, int], speeds: Mapping[str, float]) -> PartitionProblem:
+        """The planner's question for batches of one shape.
+
+        Args:
+            speeds: device name -> ``Device.speed`` that replaces the profiled one.
+        """
+        ...
+
+
+class Planner:
+    """Asks :mod:`forescale.plan` about a run's batches and remembers the answers.
+
+    A pure function of the cost model, although it keeps a bounded memory of what it was asked.
+    """
+
+    def __init__(self, costs: CostModel) -> None:
+        self._costs = costs
+        self._problem = lru_cache(maxsize=64)(self._new_problem)
+        self._predicted = lru_cache(maxsize=8192)(self._new_prediction)
+        self._planned = lru_cache(maxsize=256)(self._new_plan)
+
+    def problem(self, binding: Binding, speeds: Speeds) -> PartitionProblem:
+        return self._problem(_items(binding), _items(speeds))
+
+    def cluster(self, binding: Binding) -> Cluster:
+        """The devices as they were profiled."""
+        return self.problem(binding, {}).cluster
+
+    def prediction(self, plan: PartitionPlan, binding: Binding, speeds: Speeds) -> Prediction:
+        """What a step takes; a batch too small for the plan's microbatches is cut into fewer."""
+        return self._predicted(_split(plan), _items(binding), _items(speeds))[0]
+
+    def compute_s(self, plan: PartitionPlan, binding: Binding, speeds: Speeds) -> tuple[float, ...]:
+        """Seconds per step in which each stage computes forwards and backwards."""
+        prediction, microbatches = self._predicted(_split(plan), _items(binding), _items(speeds))
+        return tuple(microbatches * (stage.forward_s + stage.backward_s) for stage in prediction.stages)
+
+    def short_bytes(self, plan: PartitionPlan, binding: Binding) -> Mapping[str, int]:
+        """Bytes by which a batch would exceed the memory of each device; devices with enough are left out."""
+        cluster = self.cluster(binding)
+        short = {
+            stage.device: predicted.memory_bytes - cluster.device(stage.device).memory_bytes
+            for stage, predicted in zip(plan.stages, self.prediction(plan, binding, {}).stages, strict=True)
+        }
+        return {device: size_bytes for device, size_bytes in short.items() if size_bytes > 0}
+
+    def best(self, binding: Binding, speeds: Speeds) -> PartitionPlan:
+        """The plan for batches of one shape.
+
+        Raises:
+            InfeasiblePlan: no plan fits the devices' memory.
+        """
+        planned = self._planned(_items(binding), _items(speeds))
+        if isinstance(planned, InfeasiblePlan):
+            raise planned
+        return planned
+
+    def move_s(self, binding: Binding, before: PartitionPlan, after: PartitionPlan) -> float:
+        """Seconds to send what changes hands between two plans."""
+        return move_s(self.problem(binding, {}), before, after)
+
+    def _new_problem(self, binding: _Items, speeds: _Items) -> PartitionProblem:
+        return self._costs.problem({name: int(value) for name, value in binding}, dict(speeds))
+
+    def _new_prediction(self, split: _Split, binding: _Items, speeds: _Items) -> tuple[Prediction, int]:
+        problem = self._problem(binding, speeds)
+        stages, wanted, schedule = split
+        microbatches = max((count for count in problem.costs if count <= wanted), default=min(problem.costs))
+        return predict(problem, stages, microbatches, schedule), microbatches
+
+    def _new_plan(self, binding: _Items, speeds: _Items) -> PartitionPlan | InfeasiblePlan:
+        try:
+            return partition(self._problem(binding, speeds))
+        except InfeasiblePlan as error:
+            return error
+
+
+def same_split(a: PartitionPlan, b: PartitionPlan) -> bool:
+    """Whether two plans run the same operators in the same way in the same places."""
+    return _split(a) == _split(b)
+
+
+def _split(plan: PartitionPlan) -> _Split:
+    return plan.stages, plan.microbatches, plan.schedule
+
+
+def _items(mapping: Mapping[str, float]) -> _Items:
+    return tuple(sorted(mapping.items()))

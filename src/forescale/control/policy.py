@@ -1,0 +1,51 @@
+"""The thresholds by which the training controller decides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """When a plan is given up for another.
+
+    Attributes:
+        adapt: whether to change plans at all; False only keeps watch.
+        horizon_steps: a gain is counted over this many steps where nothing says how long it will last.
+        min_gain: smallest fraction of the step time a new plan must be predicted to save.
+        move_margin: a predicted gain must exceed the move's cost by this fraction of it.
+        move_fixed_s: seconds a repartition costs beside sending what changes hands, until one was seen.
+        settle_steps: steps after a start that are not judged (allocations, warm caches).
+        cooldown_steps: least number of steps between a decision on deviations and the next.
+        calm_steps: repartitions are remembered for so long; each beyond the second asks twice the
+            gain of the next one, up to four times.
+        min_band, initial_band: half width of the band round a device's predicted log time, at least,
+            and until ``calibration_steps`` observations are known.
+        calibration_steps: observations after which the band is the forecaster's own.
+        allowance: band half widths a deviation may have before it is evidence.
+        clip: band half widths for which one step's deviation counts at most, so that an outlier
+            alone is not enough.
+        evidence: sum of (clipped deviation - allowance) that calls for a decision; with the defaults
+            four clipped steps in a row.
+        big_shift: change of log time that is judged even in the cool-down of a decision to stay.
+        min_run_steps: batches of a new shape that must be in view before the run is taken to last.
+        review_steps: with shapes that change all the time, steps between looks at their mixture.
+    """
+
+    adapt: bool = True
+    horizon_steps: int = 50
+    min_gain: float = 0.05
+    move_margin: float = 0.5
+    move_fixed_s: float = 0.02
+    settle_steps: int = 2
+    cooldown_steps: int = 10
+    calm_steps: int = 200
+    min_band: float = 0.03
+    initial_band: float = 0.25
+    calibration_steps: int = 12
+    allowance: float = 0.75
+    clip: float = 2.0
+    evidence: float = 4.5
+    big_shift: float = 0.2
+    min_run_steps: int = 3
+    review_steps: int = 16

@@ -1,0 +1,112 @@
+"""What the training controller knows between two events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from forescale.control.messages import Binding, Repartition
+from forescale.control.planner import Planner
+from forescale.control.policy import Policy
+from forescale.forecast.forecaster import ForecasterState
+from forescale.plan.partition_plan import PartitionPlan
+
+
+class Trigger(StrEnum):
+    """What a decision was about."""
+
+    DEVIATION = "deviation"
+    LOAD = "predicted load"
+    MEMORY = "predicted memory"
+    LOSS = "worker lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A question the controller answered: to change something, or to leave it.
+
+    Attributes:
+        step: the next step to run at that time.
+        acted: whether it led to a command.
+        reason: one sentence with the figures it rests on.
+    """
+
+    step: int
+    trigger: Trigger
+    acted: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceWatch:
+    """A device's log ratios: observed over profiled compute seconds of a step, 0 = as profiled.
+
+    Attributes:
+        forecast: the forecaster of the log ratio.
+        level: its median.
+        observations: how many log ratios were taken.
+        recent: the last of them, newest last.
+        reference: the log ratio that plans are made with.
+        band_above, band_below: how far from the reference an ordinary log ratio lies.
+        above, below: evidence that it has left the band, in band widths.
+        above_steps, below_steps: for how many steps that evidence has stood.
+    """
+
+    forecast: ForecasterState | None = None
+    level: float = 0.0
+    observations: int = 0
+    recent: tuple[float, ...] = ()
+    reference: float = 0.0
+    band_above: float
+    band_below: float
+    above: float = 0.0
+    below: float = 0.0
+    above_steps: int = 0
+    below_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlState:
+    """Attributes:
+    plan: the plan in force, None before the run has started.
+    next_step: the first step that has not finished.
+    ahead: known bindings by step, from ``next_step`` on.
+    recent: bindings of the last finished steps, newest last.
+    same_shape_steps: for how many steps the batch has had the shape it has.
+    pending: the last command to repartition, until it is carried out.
+    unsettled_steps: steps that are still not to be judged.
+    watches: by device.
+    speeds: estimated speeds by device; empty while all run as profiled.
+    candidates: plans considered at these speeds, by class of batch; None where none fits.
+    move_overhead_s: what a repartition is taken to cost beside sending; None until one was seen.
+    moved_steps: when the plan was changed because of a deviation.
+    judged_step, stays: when deviations were last judged, and how many times in a row that led to nothing.
+    reviewed_step: when the mixture of shapes was last looked at.
+    decision: the last one.
+    """
+
+    plan: PartitionPlan | None = None
+    next_step: int = 0
+    ahead: Mapping[int, Binding] = field(default_factory=dict)
+    recent: tuple[Binding, ...] = ()
+    same_shape_steps: int = 0
+    pending: Repartition | None = None
+    unsettled_steps: int = 0
+    watches: Mapping[str, DeviceWatch] = field(default_factory=dict)
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    candidates: Mapping[int, PartitionPlan | None] = field(default_factory=dict)
+    move_overhead_s: float | None = None
+    moved_steps: tuple[int, ...] = ()
+    judged_step: int | None = None
+    stays: int = 0
+    reviewed_step: int = 0
+    decision: Decision | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlConfig:
+    """By which thresholds, and with whose plans, the controller decides."""
+
+    policy: Policy
+    planner: Planner

@@ -1,0 +1,1 @@
+"""Shared vocabulary: devices, links, clusters, time, errors. No I/O, no torch."""

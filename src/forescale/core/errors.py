@@ -1,0 +1,102 @@
+"""Every error Forescale raises on purpose.
+
+    ForescaleError
+    ├── InvalidInput            the request cannot be carried out as written
+    │   ├── CaptureFailed       a model whose forward cannot be turned into a graph
+    │   ├── InfeasiblePlan      no split fits the devices' memory
+    │   ├── TaskFailed          the user's own code (task file, loss, optimizer) raised
+    │   └── CheckpointMismatch  a checkpoint of another model
+    ├── RunFailed               a run that had started could not go on
+    │   ├── WorkerLost          a worker process died
+    │   ├── NonFiniteLoss       the loss became NaN or infinite
+    │   └── CheckpointFailed    a checkpoint could not be written
+    └── ChannelFailed           coordinator and worker cannot talk to each other
+        └── PeerGone            the other end is no longer there, or never was
+"""
+
+from __future__ import annotations
+
+
+class ForescaleError(Exception):
+    """Base of all errors; the message is one line that says what to do."""
+
+
+class InvalidInput(ForescaleError):
+    """The request cannot be carried out as written."""
+
+
+class CaptureFailed(InvalidInput):
+    """The model's forward cannot be captured as a graph."""
+
+    def __init__(self, reason: str, *, operator: str | None = None, source: str | None = None) -> None:
+        self.operator = operator
+        self.source = source
+        at = f" at {source}" if source else ""
+        what = f"operator {operator}{at}: " if operator else ""
+        super().__init__(f"cannot capture the model: {what}{reason}")
+
+
+class InfeasiblePlan(InvalidInput):
+    """No split of the model fits the devices' memory.
+
+    Attributes:
+        short_bytes: bytes missing on the tightest device of the best attempt.
+        device: name of that device.
+        fits: what would fit, as a sentence (fewer rows per batch, more devices, ...).
+    """
+
+    def __init__(self, *, short_bytes: int, device: str, fits: str) -> None:
+        self.short_bytes = short_bytes
+        self.device = device
+        self.fits = fits
+        super().__init__(f"no plan fits: {device} is short of {short_bytes:,} bytes; {fits}")
+
+
+class TaskFailed(InvalidInput):
+    """The user's own code raised; the message names the place."""
+
+
+class CheckpointMismatch(InvalidInput):
+    """A checkpoint that belongs to another model."""
+
+
+class RunFailed(ForescaleError):
+    """A run that had started could not go on.
+
+    Attributes:
+        checkpoint: path of the last complete checkpoint, if one exists.
+    """
+
+    def __init__(self, message: str, *, checkpoint: str | None = None) -> None:
+        self.checkpoint = checkpoint
+        kept = f"; resume from {checkpoint}" if checkpoint else "; no checkpoint had been written"
+        super().__init__(message + kept)
+
+
+class WorkerLost(RunFailed):
+    """A worker process died."""
+
+    def __init__(self, *, device: str, cause: str, checkpoint: str | None) -> None:
+        self.device = device
+        super().__init__(f"the worker on {device} was lost ({cause})", checkpoint=checkpoint)
+
+
+class NonFiniteLoss(RunFailed):
+    """The loss became NaN or infinite."""
+
+    def __init__(self, *, step: int, loss: float, checkpoint: str | None) -> None:
+        self.step = step
+        self.loss = loss
+        super().__init__(f"the loss is {loss} at step {step}", checkpoint=checkpoint)
+
+
+class CheckpointFailed(RunFailed):
+    """A checkpoint could not be written."""
+
+
+class ChannelFailed(ForescaleError):
+    """Coordinator and worker cannot talk to each other."""
+
+
+class PeerGone(ChannelFailed):
+    """The other end of a channel is no longer there, never was, or refused the connection."""

@@ -1,0 +1,120 @@
+"""What a worker process does before and after its entry.
+
+Nothing heavy is imported before the process is pinned to its cores, because libraries size their thread pools
+when they are imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any
+
+from forescale.core.cluster import Device, DeviceKind
+from forescale.core.errors import ForescaleError, InvalidInput, PeerGone
+from forescale.engine.backend import ProcessSpec
+from forescale.engine.channel import Channel, Invitation
+
+Entry = Callable[[Channel, Device, Mapping[str, Any]], None]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def request(spec: ProcessSpec, invitation: Invitation) -> bytes:
+    """What ``main`` reads from standard input to become the process of ``spec``: one line of JSON."""
+    fields = {
+        "name": spec.address,
+        "entry": spec.entry,
+        "device": asdict(spec.device),
+        "config": dict(spec.config),
+        "invitation": asdict(invitation),
+        "import_path": [folder or os.getcwd() for folder in sys.path],
+    }
+    return json.dumps(fields).encode() + b"\n"
+
+
+def main() -> int:
+    """Become the process that standard input describes; the exit code.
+
+    Sends ``{"type": "connected", "pid": ...}`` first, and ``{"type": "failed", "error": one line, "traceback":
+    ...}`` if the entry raises. The process ends when its standard input does, which is when its parent dies.
+    """
+    _die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
+    asked, parent = _read_request()
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    device = _device(asked["device"])
+    _pin(device)
+    sys.path[:] = asked["import_path"]
+    with Channel(Invitation(**asked["invitation"]), asked["name"]) as channel:
+        channel.send({"type": "connected", "pid": os.getpid()})
+        return _run(asked["entry"], channel, device, asked["config"])
+
+
+def _run(entry: str, channel: Channel, device: Device, config: Mapping[str, Any]) -> int:
+    module, _, function = entry.partition(":")
+    try:
+        call: Entry = getattr(import_module(module), function)
+        call(channel, device, config)
+    except PeerGone as error:
+        print(error, file=sys.stderr)
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        channel.send({"type": "failed", "error": _line(error), "traceback": traceback.format_exc()})
+        return 1
+    return 0
+
+
+def _line(error: Exception) -> str:
+    text = next(iter(str(error).splitlines()), "")
+    return text if isinstance(error, ForescaleError) else f"{type(error).__name__}: {text}"
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when the thread that started it ends; elsewhere ``_watch`` does alone."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _read_request() -> tuple[dict[str, Any], int]:
+    """The request, and a private descriptor of the pipe; standard input is empty from now on."""
+    line = b""
+    while not line.endswith(b"\n"):
+        part = os.read(0, 1 << 16)
+        if not part:
+            raise SystemExit("the parent process ended before it said what to do")
+        line += part
+    parent = os.dup(0)
+    empty = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(empty, 0)
+    os.close(empty)
+    return json.loads(line), parent
+
+
+def _watch(parent: int) -> None:
+    while os.read(parent, 1):
+        pass
+    os._exit(1)  # no clean-up: there is nobody left to hand anything to
+
+
+def _device(fields: dict[str, Any]) -> Device:
+    kind = DeviceKind(fields.pop("kind"))
+    return Device(kind=kind, cores=tuple(fields.pop("cores")), **fields)
+
+
+def _pin(device: Device) -> None:
+    if not device.cores or not hasattr(os, "sched_setaffinity"):
+        return
+    try:
+        os.sched_setaffinity(0, device.cores)
+    except OSError as error:
+        raise InvalidInput(f"{device.name}: cannot run on cores {device.cores}: {error.strerror}") from error

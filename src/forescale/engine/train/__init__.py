@@ -1,0 +1,1 @@
+"""Training: stages in worker processes, schedules, live repartition, checkpoints."""

@@ -1,0 +1,412 @@
+"""The training engine: starts workers, hands them batches and plans, and tells what happened."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+import cloudpickle
+import torch
+from torch.distributed import TCPStore
+
+from forescale.core.cluster import Cluster
+from forescale.core.errors import CheckpointFailed, PeerGone, RunFailed, WorkerLost
+from forescale.engine.backend import ProcessBackend, ProcessHandle, ProcessSpec
+from forescale.engine.channel import ChannelServer, Message
+from forescale.engine.local import LocalBackend
+from forescale.engine.messages import (
+    Binding,
+    CheckpointWritten,
+    Event,
+    Repartition,
+    Repartitioned,
+    StageReport,
+    StepFinished,
+)
+from forescale.engine.tensors import pack, unpack
+from forescale.engine.train.optimizer import OptimizerTemplate
+from forescale.engine.train.shards import Checkpoint, Shard, checkpoint_path, complete
+from forescale.engine.train.task import Batch, TrainingTask, batch_rows, microbatch_rows, split_rows
+from forescale.engine.train.wiring import wire
+from forescale.engine.train.worker import Assignment, encode_batch
+from forescale.graph.capture import CapturedModel, flatten_inputs
+from forescale.plan.moves import holders
+from forescale.plan.partition_plan import PartitionPlan
+from forescale.profile.measurement import OperatorMeasurement
+
+_START_LIMIT_S = 120.0
+_EXIT_NEWS_S = 2.0  # a worker that lost its peer complains before the kernel tells us the peer is dead
+_STOP_GRACE_S = 5.0
+
+
+@dataclass(slots=True)
+class _StepInFlight:
+    """A step that was handed to the workers."""
+
+    binding: Binding
+    rows: int
+    tokens: int
+    predicted_s: float
+    loss: float = 0.0
+    reports: dict[str, StageReport] = field(default_factory=dict[str, StageReport])
+    ended_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Switch:
+    """A plan on its way: prepared by the workers, not yet in force."""
+
+    command: Repartition
+    before: PartitionPlan
+    step: int = -1
+    answers: list[Mapping[str, Any]] = field(default_factory=list[Mapping[str, Any]])
+
+
+class TrainingEngine:
+    """Workers on every device of a cluster, training one model together.
+
+    Use it from one thread, as a context manager: leaving it ends every process it started.
+
+    Args:
+        directory: the run's directory; logs of workers and checkpoints go there.
+    """
+
+    def __init__(
+        self,
+        task: TrainingTask,
+        captured: CapturedModel,
+        template: OptimizerTemplate,
+        cluster: Cluster,
+        directory: Path,
+    ) -> None:
+        self._task = task
+        self._captured = captured
+        self._template = template
+        self._cluster = cluster
+        self._directory = directory
+        self._names = [device.name for device in cluster.devices]
+        self._ranks = {name: rank for rank, name in enumerate(self._names)}
+        self._plan: PartitionPlan
+        self._steps: dict[int, _StepInFlight] = {}
+        self._switches: dict[int, _Switch] = {}
+        self._next_switch: int | None = None
+        self._plans_made = 0
+        self._steps_since_prepare = 0
+        self._writing: dict[int, list[tuple[Shard, Any, Any]]] = {}
+        self._events: deque[Event] = deque()
+        self._last_end_s = 0.0
+        self.last_checkpoint: Path | None = None
+
+    def __enter__(self) -> Self:
+        self._channel = ChannelServer()
+        self._backend: ProcessBackend = LocalBackend(invitation=self._channel.invitation, log_dir=self._directory / "workers")
+        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=120))
+        try:
+            self._handles = [self._start_worker(rank) for rank in range(len(self._names))]
+            self._await("ready", _START_LIMIT_S)
+            self._set_up()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._backend.close()
+        self._channel.close(0.0)
+
+    def close(self) -> None:
+        """Asks every worker to end, and waits for them."""
+        self._broadcast({"type": "stop"})
+        for handle in self._handles:
+            self._backend.stop(handle, _STOP_GRACE_S)
+
+    def _start_worker(self, rank: int) -> ProcessHandle:
+        config = {"host": "127.0.0.1", "port": self._store.port, "rank": rank, "world_size": len(self._names)}
+        spec = ProcessSpec(
+            entry="forescale.engine.train.worker:main",
+            device=self._cluster.devices[rank],
+            config=config,
+            environment={"GLOO_SOCKET_IFNAME": "lo"},
+        )
+        return self._backend.start(spec)
+
+    def _set_up(self) -> None:
+        buffers = {n: v.detach() for n, v in self._captured.state.items() if n in self._captured.graph.buffers}
+        assignment = Assignment(
+            captured=replace(self._captured, state=buffers),
+            optimizer=self._template,
+            scheduler=self._task.scheduler,
+            loss=self._task.loss,
+            clip_norm=self._task.clip_norm,
+            autocast=self._task.autocast,
+            seed=self._task.seed,
+            ranks=self._ranks,
+        )
+        self._broadcast({"type": "setup"}, [cloudpickle.dumps(assignment)])
+
+    def profile(
+        self, batch: Batch, *, budget_s: float, with_optimizer: bool
+    ) -> tuple[tuple[OperatorMeasurement, float], ...]:
+        """Times one microbatch on all workers at once.
+
+        Returns:
+            Per device: what was measured, and the optimizer's seconds per byte (0 unless asked for).
+        """
+        inputs = dict(zip(self._captured.graph.inputs, flatten_inputs(*self._task.call(batch)), strict=True))
+        meta, frames = encode_batch(inputs, batch)
+        header = {"type": "profile", "tensors": meta, "budget_s": budget_s, "with_optimizer": with_optimizer}
+        self._broadcast(header, frames)
+        answers = self._await("profiled", None)
+        return tuple(pickle.loads(answers[name].frames[0]) for name in self._names)  # noqa: S301 - our own workers
+
+    def start(self, plan: PartitionPlan, checkpoint: Checkpoint | None = None) -> None:
+        """Gives every worker its part of the model, with the state of ``checkpoint`` if there is one."""
+        self._plan = plan
+        held = holders(self._captured.graph, plan)
+        persistent = set(checkpoint.names()) if checkpoint else set[str]()
+        header = {
+            "type": "start",
+            "checkpoint": str(checkpoint.path) if checkpoint else None,
+            "groups": checkpoint.trainer["groups"] if checkpoint else None,
+            "schedule": checkpoint.trainer["schedule"] if checkpoint else None,
+        }
+        for name in self._names:
+            values = {
+                n: self._captured.state[n] for n, devices in held.items() if name in devices and n not in persistent
+            }
+            meta, frames = pack(values)
+            self._send(name, {**header, "tensors": meta}, [pickle.dumps(plan), *frames])
+        self._await("started", None)
+        self._last_end_s = time.monotonic()
+
+    @property
+    def in_flight(self) -> int:
+        """Steps that were submitted and have not finished."""
+        return len(self._steps)
+
+    def submit(self, step: int, batch: Batch, predicted_s: float) -> None:
+        """Queues one step; returns at once."""
+        self._switch_if_due(step)
+        args, kwargs = self._task.call(batch)
+        rows = batch_rows(args, kwargs)
+        inputs = dict(zip(self._captured.graph.inputs, flatten_inputs(args, kwargs), strict=True))
+        binding = self._captured.graph.bind({n: tuple(t.shape) for n, t in inputs.items()})
+        parts = microbatch_rows(rows, self._plan.microbatches)
+        self._steps[step] = _StepInFlight(
+            binding=binding, rows=rows, tokens=next(iter(inputs.values())).numel(), predicted_s=predicted_s
+        )
+        header = {
+            "type": "step",
+            "step": step,
+            "rows": parts,
+            "bindings": [self._captured.graph.part(binding, rows, part) for part in parts],
+            "weights": self._weights(batch, parts),
+        }
+        for name in self._names:
+            index = next((i for i, stage in enumerate(self._plan.stages) if stage.device == name), None)
+            fed = wire(self._captured.graph, self._plan, index).fed if index is not None else ()
+            last = index == len(self._plan.stages) - 1
+            meta, frames = encode_batch({n: inputs[n] for n in fed}, batch if last else None)
+            self._send(name, {**header, "tensors": meta}, frames)
+        self._steps_since_prepare += 1
+
+    def _weights(self, batch: Batch, parts: Sequence[int]) -> list[float]:
+        if self._task.weight is None:
+            return [part / sum(parts) for part in parts]
+        weights = [float(self._task.weight(piece)) for piece in split_rows(batch, parts)]
+        return [weight / sum(weights) for weight in weights]
+
+    def execute(self, command: Repartition) -> None:
+        """Lets the workers prepare a plan; it is switched to at a step boundary soon after."""
+        self._plans_made += 1
+        self._switches[self._plans_made] = _Switch(command=command, before=self._plan)
+        self._next_switch = self._plans_made
+        self._steps_since_prepare = 0
+        self._broadcast({"type": "prepare", "plan": self._plans_made}, [pickle.dumps(command.plan)])
+
+    def _switch_if_due(self, step: int) -> None:
+        if self._next_switch is None:
+            return
+        switch = self._switches[self._next_switch]
+        before = switch.command.before_step
+        # One step runs while the workers prepare; a plan needed for a certain step waits for that step.
+        due = step >= before if before is not None else self._steps_since_prepare >= 1
+        if due:
+            switch.step, switch.before = step, self._plan
+            self._broadcast({"type": "switch", "plan": self._next_switch})
+            self._plan = switch.command.plan
+            self._next_switch = None
+
+    def checkpoint(self, step: int) -> None:
+        """Writes the state after the steps submitted so far, ``step`` in number; returns at once."""
+        partial = self._partial(step)
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:
+            raise self._not_written(step, str(error)) from error
+        self._writing[step] = []
+        self._broadcast({"type": "checkpoint", "directory": str(partial), "step": step})
+
+    def _partial(self, step: int) -> Path:
+        return checkpoint_path(self._directory / "checkpoints", step).with_suffix(".partial")
+
+    def gather(self) -> dict[str, torch.Tensor]:
+        """Every parameter and persistent buffer, by name, after the steps submitted so far."""
+        self._broadcast({"type": "gather"})
+        answers = self._await("gathered", None)
+        return {n: t for m in answers.values() for n, t in unpack(m.header["tensors"], m.frames).items()}
+
+    def next_event(self, timeout_s: float | None = None) -> Event | None:
+        """The next event, or None after ``timeout_s``.
+
+        Raises:
+            RunFailed: a worker failed, or a checkpoint could not be written.
+        """
+        deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while not self._events:
+            left_s = None if deadline_s is None else deadline_s - time.monotonic()
+            if left_s is not None and left_s < 0:
+                return None
+            if (message := self._receive(left_s)) is not None:
+                self._note(message)
+        return self._events.popleft()
+
+    def _note(self, message: Message) -> None:
+        header = message.header
+        match header["type"]:
+            case "stepped":
+                self._stepped(message.sender, header)
+            case "switched":
+                self._switched(header)
+            case "checkpointed":
+                self._checkpointed(message)
+            case other:
+                raise RunFailed(f"unexpected message {other!r} from {message.sender}", checkpoint=self._kept())
+
+    def _stepped(self, sender: str, header: Mapping[str, Any]) -> None:
+        step = self._steps[header["step"]]
+        step.reports[sender] = StageReport(**header["report"])
+        step.loss += header["loss"]
+        step.ended_s = max(step.ended_s, header["end_s"])
+        if len(step.reports) < len(self._names):
+            return
+        del self._steps[header["step"]]
+        self._events.append(
+            StepFinished(
+                step=header["step"],
+                step_s=step.ended_s - self._last_end_s,
+                loss=step.loss,
+                binding=step.binding,
+                rows=step.rows,
+                tokens=step.tokens,
+                stages=tuple(step.reports[name] for name in self._names),
+                predicted_s=step.predicted_s,
+            )
+        )
+        self._last_end_s = step.ended_s
+
+    def _switched(self, header: Mapping[str, Any]) -> None:
+        switch = self._switches[header["plan"]]
+        switch.answers.append(header)
+        if len(switch.answers) < len(self._names):
+            return
+        del self._switches[header["plan"]]
+        self._events.append(
+            Repartitioned(
+                step=switch.step,
+                reason=switch.command.reason,
+                pause_s=max(a["pause_s"] for a in switch.answers),
+                moved_bytes=sum(a["moved_bytes"] for a in switch.answers),
+                before=switch.before,
+                after=switch.command.plan,
+            )
+        )
+
+    def _checkpointed(self, message: Message) -> None:
+        step = message.header["step"]
+        if (error := message.header["error"]) is not None:
+            shutil.rmtree(self._partial(step), ignore_errors=True)
+            raise self._not_written(step, error)
+        written = self._writing[step]
+        written.append(pickle.loads(message.frames[0]))  # noqa: S301 - our own worker
+        if len(written) < len(self._names):
+            return
+        shards = [shard for shard, _, _ in written]
+        _, groups, schedule = written[0]
+        final = checkpoint_path(self._directory / "checkpoints", step)
+        trainer = {"step": step, "seed": self._task.seed, "groups": groups, "schedule": schedule}
+        try:
+            complete(self._partial(step), final, self._captured.graph, shards, trainer)
+        except OSError as error:
+            raise self._not_written(step, str(error)) from error
+        del self._writing[step]
+        self.last_checkpoint = final
+        self._events.append(CheckpointWritten(step=step, path=str(final)))
+
+    def _not_written(self, step: int, error: str) -> CheckpointFailed:
+        return CheckpointFailed(f"the checkpoint of step {step} could not be written: {error}", checkpoint=self._kept())
+
+    def _kept(self) -> str | None:
+        return str(self.last_checkpoint) if self.last_checkpoint else None
+
+    def _send(self, name: str, header: Mapping[str, Any], frames: Sequence[Any] = ()) -> None:
+        try:
+            self._channel.send(name, header, frames)
+        except PeerGone as error:
+            self._raise_failed(name, str(error))
+
+    def _broadcast(self, header: Mapping[str, Any], frames: Sequence[Any] = ()) -> None:
+        for name in self._names:
+            self._send(name, header, frames)
+
+    def _await(self, kind: str, limit_s: float | None) -> dict[str, Message]:
+        """One message of a kind from every worker; other messages become events."""
+        answers: dict[str, Message] = {}
+        deadline_s = None if limit_s is None else time.monotonic() + limit_s
+        while len(answers) < len(self._names):
+            message = self._receive(None if deadline_s is None else deadline_s - time.monotonic())
+            if message is None:
+                if deadline_s is not None and time.monotonic() > deadline_s:
+                    missing = ", ".join(sorted(set(self._names) - set(answers)))
+                    raise RunFailed(f"{missing} did not answer within {limit_s:.0f} s; see {self._directory / 'workers'}")
+            elif message.header["type"] == kind:
+                answers[message.sender] = message
+            else:
+                self._note(message)
+        return answers
+
+    def _receive(self, timeout_s: float | None) -> Message | None:
+        """The next message that is not merely a greeting; looks after the workers meanwhile."""
+        if not self._channel.poll(timeout_s, self._backend):
+            self._raise_if_lost()
+            return None
+        message = self._channel.receive(0.0)
+        if message is None or message.header["type"] == "connected":
+            return None
+        if message.header["type"] == "failed":
+            self._raise_failed(message.sender, message.header["error"])
+        return message
+
+    def _raise_if_lost(self) -> None:
+        for ended in self._backend.exits():
+            raise WorkerLost(device=ended.handle.device, cause=ended.cause, checkpoint=self._kept())
+
+    def _raise_failed(self, device: str, error: str) -> NoReturn:
+        """A worker that failed because its peer died is not the one to name."""
+        deadline_s = time.monotonic() + _EXIT_NEWS_S
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            self._channel.poll(left_s, self._backend)
+            for ended in self._backend.exits():
+                if ended.signal is not None:
+                    raise WorkerLost(device=ended.handle.device, cause=ended.cause, checkpoint=self._kept())
+            while self._channel.receive(0.0) is not None:
+                continue
+        raise RunFailed(f"{device}: {error}", checkpoint=self._kept())

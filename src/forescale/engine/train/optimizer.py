@@ -1,0 +1,121 @@
+"""One optimizer per worker whose parameters come and go while the plan changes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from forescale.core.errors import TaskFailed
+from forescale.engine.train.task import TrainingTask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimizerTemplate:
+    """An optimizer without parameters, and the group each parameter belongs to.
+
+    Attributes:
+        group_of: index of the parameter group, by parameter name; frozen ones and those the user
+            left out are absent.
+        state_ratio: bytes of optimiser state per byte of parameters (AdamW: 2).
+    """
+
+    optimizer: Optimizer
+    group_of: Mapping[str, int]
+    state_ratio: float
+
+    def fresh(self, parameters: list[nn.Parameter]) -> Optimizer:
+        """A new optimizer of this kind, with the options of the first group."""
+        optimizer = _emptied(self.optimizer)
+        optimizer.param_groups = [{**optimizer.param_groups[0], "params": parameters}]
+        return optimizer
+
+
+def optimizer_template(task: TrainingTask, parameters: Mapping[str, nn.Parameter]) -> OptimizerTemplate:
+    """Learns the task's optimizer: its class, options and groups.
+
+    Args:
+        parameters: the model's distinct parameters by name.
+
+    Raises:
+        TaskFailed: the optimizer cannot be split over devices, or its factory raised.
+    """
+    optimizer = task.optimizer if isinstance(task.optimizer, Optimizer) else _made(task)
+    if isinstance(optimizer, LBFGS):
+        raise TaskFailed("LBFGS evaluates the loss several times a step, which a pipeline cannot; use another optimizer")
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    group_of: dict[str, int] = {}
+    for index, group in enumerate(optimizer.param_groups):
+        for parameter in group["params"]:
+            if id(parameter) not in names:
+                raise TaskFailed("the optimizer holds a parameter that is not the model's; pass model.parameters()")
+            group_of[names[id(parameter)]] = index
+    return OptimizerTemplate(
+        optimizer=_emptied(optimizer), group_of=group_of, state_ratio=_state_ratio(optimizer)
+    )
+
+
+def _made(task: TrainingTask) -> Optimizer:
+    if not callable(task.optimizer):
+        raise TaskFailed("optimizer must be a torch optimizer, or a callable that makes one from parameters")
+    try:
+        optimizer = task.optimizer(list(task.model.parameters()))
+    except Exception as error:
+        raise TaskFailed(f"the optimizer could not be made: {error}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise TaskFailed(f"the optimizer callable returned {type(optimizer).__name__}, not a torch optimizer")
+    return optimizer
+
+
+def _emptied(optimizer: Optimizer) -> Optimizer:
+    empty = copy.copy(optimizer)
+    empty.param_groups = [
+        {key: [] if key == "params" else copy.deepcopy(value) for key, value in group.items() if key != "param_names"}
+        for group in optimizer.param_groups
+    ]
+    empty.state = type(optimizer.state)(optimizer.state.default_factory)
+    return empty
+
+
+def _state_ratio(optimizer: Optimizer) -> float:
+    """Steps a copy of the optimizer on one small parameter and looks at the state it made."""
+    trial = _emptied(optimizer)
+    parameter = nn.Parameter(torch.zeros(64, 64))
+    parameter.grad = torch.ones(64, 64)
+    trial.param_groups = [{**trial.param_groups[0], "params": [parameter]}]
+    trial.step()
+    state = trial.state.get(parameter, {})
+    held = sum(v.numel() * v.element_size() for v in state.values() if isinstance(v, torch.Tensor) and v.dim())
+    return held / (parameter.numel() * parameter.element_size())
+
+
+class WorkerOptimizer:
+    """The part of the optimizer that belongs to one worker's parameters."""
+
+    def __init__(self, template: OptimizerTemplate) -> None:
+        self.optimizer = template.optimizer
+        self._group_of = template.group_of
+
+    def hold(self, name: str, parameter: nn.Parameter, state: dict[str, Any] | None = None) -> None:
+        """Takes over a parameter, with its state if it has one."""
+        if name not in self._group_of:
+            return
+        self.optimizer.param_groups[self._group_of[name]]["params"].append(parameter)
+        if state:
+            self.optimizer.state[parameter] = state
+
+    def state(self, parameter: nn.Parameter) -> dict[str, Any]:
+        return self.optimizer.state.get(parameter, {})
+
+    def release(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Lets go of parameters and drops their state."""
+        gone = {id(p) for p in parameters}
+        for group in self.optimizer.param_groups:
+            group["params"] = [p for p in group["params"] if id(p) not in gone]
+        for parameter in [p for p in self.optimizer.state if id(p) in gone]:
+            del self.optimizer.state[parameter]

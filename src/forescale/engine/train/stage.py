@@ -1,0 +1,283 @@
+"""Runs one stage of a plan: its operators, forward and backward, one microbatch after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.distributed import Work
+
+from forescale.core.errors import TaskFailed
+from forescale.engine.train.peers import Peers
+from forescale.engine.train.randomness import operator_seed
+from forescale.engine.train.stopwatch import Activity, Stopwatch
+from forescale.engine.train.wiring import Wiring, wire
+from forescale.graph.capture import OutputLayout
+from forescale.graph.model import ModelGraph
+from forescale.graph.program import Program, compile_program
+from forescale.graph.size import compile_sizes
+from forescale.plan.partition_plan import PartitionPlan
+from forescale.plan.schedule import Phase, schedule_order
+
+Binding = Mapping[str, int]
+
+# Gradients on their way: enough to keep the link busy, few enough to bound the memory they hold.
+_GRADIENTS_IN_FLIGHT = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Microbatch:
+    """One microbatch as a stage sees it.
+
+    Attributes:
+        fed: the batch inputs this stage reads.
+        batch: the whole microbatch, on the last stage, for the loss.
+        weight: share of this microbatch in the step's loss.
+    """
+
+    binding: Binding
+    fed: Mapping[str, torch.Tensor]
+    batch: Any
+    weight: float
+
+
+@dataclass(slots=True)
+class _Running:
+    """A microbatch between its forward and its backward."""
+
+    inputs: list[torch.Tensor]
+    outputs: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
+    loss: torch.Tensor | None = None
+    sends: list[Work] = field(default_factory=list[Work])
+
+
+Received = list[tuple[Work, torch.Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledStage:
+    """What can be prepared for a stage before it takes over."""
+
+    index: int
+    plan: PartitionPlan
+    wiring: Wiring
+    program: Program
+    shapes: Mapping[str, Callable[[Binding], list[int]]]
+
+
+def compile_stage(
+    graph: ModelGraph,
+    plan: PartitionPlan,
+    index: int,
+    device: torch.device,
+    modules: Mapping[str, Callable[..., Any]],
+) -> CompiledStage:
+    wiring = wire(graph, plan, index)
+    results = graph.outputs if index == len(plan.stages) - 1 else tuple(wiring.sent)
+    outputs = tuple(dict.fromkeys((*results, *wiring.updates.values())))
+    return CompiledStage(
+        index=index,
+        plan=plan,
+        wiring=wiring,
+        program=compile_program(graph, plan.stages[index].operators, outputs, device, modules),
+        shapes={
+            name: compile_sizes(graph.tensors[name].shape, tuple(graph.symbols))
+            for name in (*wiring.received, *wiring.sent)
+        },
+    )
+
+
+class StageExecutor:
+    """Runs a compiled stage with the tensors its worker holds."""
+
+    def __init__(
+        self,
+        *,
+        graph: ModelGraph,
+        output: OutputLayout,
+        compiled: CompiledStage,
+        ranks: Sequence[int],
+        peers: Peers,
+        held: dict[str, torch.Tensor],
+        loss: Callable[[Any, Any], torch.Tensor],
+        autocast: torch.dtype | None,
+        seed: int,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self._graph = graph
+        self._output = output
+        self._stage = compiled
+        self._ranks = ranks
+        self._peers = peers
+        self._held = held
+        self._loss = loss
+        self._autocast = autocast
+        self._seed = seed
+        self._stopwatch = stopwatch
+        self._is_last = compiled.index == len(compiled.plan.stages) - 1
+        self._recompute = compiled.plan.stages[compiled.index].recompute
+        self._tag_of = {name: position for position, name in enumerate(graph.tensors)}
+        self._received: dict[tuple[Phase, int], Received] = {}
+        self._running: dict[int, _Running] = {}
+        self._gradient_sends: list[Work] = []
+
+    def run(self, step: int, microbatches: Sequence[Microbatch]) -> torch.Tensor:
+        """Accumulates the gradients of one step.
+
+        Returns:
+            The step's loss on the last stage (detached), zero elsewhere.
+        """
+        plan = self._stage.plan
+        order = schedule_order(plan.schedule, self._stage.index, len(plan.stages), len(microbatches))
+        total = torch.zeros((), device=self._peers.device)
+        for position, (phase, index) in enumerate(order):
+            for ahead_phase, ahead in order[position : position + 2]:
+                self._expect(ahead_phase, ahead, microbatches[ahead])
+            if phase is Phase.FORWARD:
+                self._forward(step, index, microbatches[index])
+                if (loss := self._running[index].loss) is not None:
+                    total += loss.detach()
+            else:
+                self._backward(step, index, microbatches[index])
+        with self._stopwatch.time(Activity.TRANSFER):
+            self._finish_sends(self._gradient_sends)
+        return total
+
+    def _tag(self, name: str, microbatch: int) -> int:
+        return self._tag_of[name] + microbatch * len(self._tag_of)
+
+    def _empty(self, name: str, binding: Binding) -> torch.Tensor:
+        dtype = getattr(torch, self._graph.tensors[name].dtype)
+        return torch.empty(self._stage.shapes[name](binding), dtype=dtype, device=self._peers.device)
+
+    def _expect(self, phase: Phase, index: int, microbatch: Microbatch) -> None:
+        """Posts the receives of one forward or backward, so that they overlap with what runs before it."""
+        if (phase, index) in self._received:
+            return
+        with self._stopwatch.time(Activity.TRANSFER):
+            received: Received = []
+            for name, stage in self._expected(phase):
+                tensor = self._empty(name, microbatch.binding)
+                work = self._peers.receive(
+                    tensor, self._ranks[stage], back=phase is Phase.BACKWARD, tag=self._tag(name, index)
+                )
+                received.append((work, tensor))
+            self._received[phase, index] = received
+
+    def _expected(self, phase: Phase) -> list[tuple[str, int]]:
+        if phase is Phase.FORWARD:
+            return list(self._stage.wiring.received.items())
+        return [(name, stage) for name, stages in self._stage.wiring.sent.items() if self._carries(name) for stage in stages]
+
+    def _carries(self, name: str) -> bool:
+        return self._graph.tensors[name].requires_grad
+
+    def _take(self, phase: Phase, index: int) -> list[torch.Tensor]:
+        with self._stopwatch.time(Activity.WAIT):
+            received = self._received.pop((phase, index))
+            for work, _ in received:
+                work.wait()
+        return [tensor for _, tensor in received]
+
+    def _forward(self, step: int, index: int, microbatch: Microbatch) -> None:
+        arrived = dict(zip(self._stage.wiring.received, self._take(Phase.FORWARD, index), strict=True))
+        for name, tensor in arrived.items():
+            if self._carries(name):
+                tensor.requires_grad_()
+        inputs = [arrived[n] if n in arrived else microbatch.fed[n] for n in self._stage.program.inputs]
+        running = self._running[index] = _Running(inputs=inputs)
+        with self._stopwatch.time(Activity.FORWARD), torch.set_grad_enabled(not self._recompute):
+            results = self._call(step, index, microbatch, running, track=True)
+        for buffer, tensor in self._stage.wiring.updates.items():
+            self._held[buffer] = results[tensor].detach()
+        with self._stopwatch.time(Activity.TRANSFER):
+            for name, stages in self._stage.wiring.sent.items():
+                for stage in stages:
+                    running.sends.append(
+                        self._peers.send(results[name].detach(), self._ranks[stage], tag=self._tag(name, index))
+                    )
+
+    def _call(
+        self, step: int, index: int, microbatch: Microbatch, running: _Running, *, track: bool
+    ) -> dict[str, torch.Tensor]:
+        """Runs the operators, and on the last stage the loss; notes in ``running`` what a backward starts from."""
+        program = self._stage.program
+
+        def reseed(operator: int) -> None:
+            operator_seed(self._peers.device, self._seed, step, index, operator)
+
+        results = dict(
+            zip(
+                program.outputs,
+                program.function(
+                    [self._held[name] for name in program.state],
+                    running.inputs,
+                    program.sizes(microbatch.binding),
+                    reseed,
+                    track,
+                ),
+                strict=True,
+            )
+        )
+        if self._is_last:
+            reseed(len(self._graph.operators))
+            running.loss = self._weighted_loss(results, microbatch)
+        running.outputs = {n: results[n] for n in self._stage.wiring.sent if self._carries(n)}
+        return results
+
+    def _weighted_loss(self, results: Mapping[str, torch.Tensor], microbatch: Microbatch) -> torch.Tensor:
+        casting = torch.autocast(self._peers.device.type, self._autocast) if self._autocast else nullcontext()
+        with casting:
+            loss = self._loss(self._output.rebuild(results), microbatch.batch)
+        if not isinstance(loss, torch.Tensor) or loss.dim():
+            raise TaskFailed("loss(output, batch) must return a scalar tensor")
+        return loss * microbatch.weight
+
+    def _backward(self, step: int, index: int, microbatch: Microbatch) -> None:
+        gradients = self._take(Phase.BACKWARD, index)
+        running = self._running.pop(index)
+        self._finish_sends(running.sends)
+        with self._stopwatch.time(Activity.BACKWARD):
+            if self._recompute:
+                self._call(step, index, microbatch, running, track=False)
+            if running.loss is not None:
+                self._backward_from_loss(running.loss)
+            elif running.outputs:
+                torch.autograd.backward(list(running.outputs.values()), self._summed(gradients))
+        self._send_gradients(index, running)
+
+    @staticmethod
+    def _backward_from_loss(loss: torch.Tensor) -> None:
+        if not loss.requires_grad:
+            raise TaskFailed("the loss does not depend on any trainable parameter")
+        loss.backward()
+
+    def _summed(self, gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Adds up, per sent tensor, the gradients from all stages that read it."""
+        arrived = iter(gradients)
+        return [
+            torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+            for name, stages in self._stage.wiring.sent.items()
+            if self._carries(name)
+            for parts in [[next(arrived) for _ in stages]]
+        ]
+
+    def _send_gradients(self, index: int, running: _Running) -> None:
+        inputs = dict(zip(self._stage.program.inputs, running.inputs, strict=True))
+        with self._stopwatch.time(Activity.TRANSFER):
+            for name, stage in self._stage.wiring.received.items():
+                if not self._carries(name):
+                    continue
+                tensor = inputs[name]
+                gradient = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
+                work = self._peers.send(gradient, self._ranks[stage], back=True, tag=self._tag(name, index))
+                self._gradient_sends.append(work)
+            self._finish_sends(self._gradient_sends, leave=_GRADIENTS_IN_FLIGHT)
+
+    @staticmethod
+    def _finish_sends(sends: list[Work], *, leave: int = 0) -> None:
+        while len(sends) > leave:
+            sends.pop(0).wait()

@@ -1,0 +1,55 @@
+"""Which tensors travel between which stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from forescale.graph.model import ModelGraph
+from forescale.plan.partition_plan import PartitionPlan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wiring:
+    """One stage's place in a plan.
+
+    Attributes:
+        received: tensor -> the stage that makes it, for what this stage reads of other stages.
+        sent: tensor -> later stages that read it, ascending.
+        updates: buffer -> tensor this stage makes that becomes its new value.
+        fed: batch inputs this stage reads.
+    """
+
+    received: Mapping[str, int]
+    sent: Mapping[str, tuple[int, ...]]
+    updates: Mapping[str, str]
+    fed: tuple[str, ...]
+
+
+def wire(graph: ModelGraph, plan: PartitionPlan, stage: int) -> Wiring:
+    """What ``stage`` of ``plan`` receives, sends and updates; the last stage also reads the model's outputs."""
+    stage_of = {index: i for i, s in enumerate(plan.stages) for index in s.operators}
+    last = len(plan.stages) - 1
+    readers: dict[str, set[int]] = {
+        tensor.name: {stage_of[consumer] for consumer in tensor.consumers} for tensor in graph.tensors.values()
+    }
+    for name in graph.outputs:
+        readers[name].add(last)
+    received: dict[str, int] = {}
+    sent: dict[str, tuple[int, ...]] = {}
+    for tensor in graph.tensors.values():
+        if tensor.producer is None:
+            continue
+        made_by = stage_of[tensor.producer]
+        others = readers[tensor.name] - {made_by}
+        if made_by == stage and others:
+            sent[tensor.name] = tuple(sorted(others))
+        elif stage in others:
+            received[tensor.name] = made_by
+    updates = {
+        update.buffer: update.tensor
+        for update in graph.buffer_updates
+        if (producer := graph.tensors[update.tensor].producer) is not None and stage_of[producer] == stage
+    }
+    fed = tuple(name for name in graph.inputs if stage in readers[name])
+    return Wiring(received=received, sent=sent, updates=updates, fed=fed)

@@ -1,0 +1,358 @@
+"""A training worker: holds part of the model on one device and does what the coordinator says.
+
+Messages are handled strictly in order, so a plan switched to between two steps is in force for the
+second one on every worker, without any other agreement.
+"""
+
+from __future__ import annotations
+
+import pickle
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from forescale.core.cluster import Device
+from forescale.engine.channel import Channel, Message
+from forescale.engine.messages import StageReport
+from forescale.engine.tensors import pack, unpack
+from forescale.engine.train.gradients import clip, sum_tied
+from forescale.engine.train.holdings import Holdings
+from forescale.engine.train.migration import migrate
+from forescale.engine.train.optimizer import OptimizerTemplate, WorkerOptimizer
+from forescale.engine.train.peers import Peers
+from forescale.engine.train.randomness import operator_seed
+from forescale.engine.train.shards import Checkpoint, write_shard
+from forescale.engine.train.stage import CompiledStage, Microbatch, StageExecutor, compile_stage
+from forescale.engine.train.stopwatch import Activity, Stopwatch
+from forescale.engine.train.task import split_rows
+from forescale.graph.capture import CapturedModel
+from forescale.graph.model import ModelGraph
+from forescale.plan.moves import holders
+from forescale.plan.partition_plan import PartitionPlan
+from forescale.profile.operators import measure_operators, measure_optimizer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What every worker is told once.
+
+    Attributes:
+        captured: the model without its parameters' values.
+        ranks: device name -> rank.
+    """
+
+    captured: CapturedModel
+    optimizer: OptimizerTemplate
+    scheduler: Callable[[Optimizer], LRScheduler] | None
+    loss: Callable[[Any, Any], torch.Tensor]
+    clip_norm: float | None
+    autocast: torch.dtype | None
+    seed: int
+    ranks: Mapping[str, int]
+
+
+def main(channel: Channel, device: Device, config: Mapping[str, Any]) -> None:
+    """Entry of the worker process."""
+    torch.set_num_threads(max(len(device.cores), 1))
+    place = torch.device("cuda", 0) if device.kind == "cuda" else torch.device("cpu")
+    peers = Peers.connect(
+        host=config["host"], port=config["port"], rank=config["rank"], world_size=config["world_size"], device=place
+    )
+    channel.send({"type": "ready"})
+    try:
+        _Worker(channel, device, peers).serve()
+    finally:
+        peers.close()
+
+
+class _Worker:
+    def __init__(self, channel: Channel, device: Device, peers: Peers) -> None:
+        self._channel = channel
+        self._device = device
+        self._peers = peers
+        self._stopwatch = Stopwatch(peers.device)
+        self._prepared: dict[int, _Preparation] = {}
+        self._assignment: Assignment
+        self._holdings: Holdings
+        self._scheduler: LRScheduler | None = None
+        self._plan: PartitionPlan
+        self._executor: StageExecutor | None = None
+
+    def serve(self) -> None:
+        actions = {
+            "setup": self._setup,
+            "profile": self._profile,
+            "start": self._start,
+            "step": self._step,
+            "prepare": self._prepare,
+            "switch": self._switch,
+            "checkpoint": self._checkpoint,
+            "gather": self._gather,
+        }
+        while True:
+            message = self._channel.receive()
+            assert message is not None, "receive without a timeout returns a message"
+            if message.header["type"] == "stop":
+                return
+            actions[message.header["type"]](message)
+
+    @property
+    def _graph(self) -> ModelGraph:
+        return self._assignment.captured.graph
+
+    def _setup(self, message: Message) -> None:
+        self._assignment = pickle.loads(message.frames[0])  # noqa: S301 - only the coordinator can send
+        self._holdings = Holdings(
+            graph=self._graph,
+            optimizer=WorkerOptimizer(self._assignment.optimizer),
+            device=self._peers.device,
+            tensors={},
+        )
+
+    def _profile(self, message: Message) -> None:
+        """One timed pass; all workers run theirs at once, so that what they contend for shows."""
+        inputs, batch = self._batch(message)
+        captured, assignment = self._assignment.captured, self._assignment
+        timed = replace(captured, state={**_invented(captured.graph), **captured.state})
+        self._peers.barrier()
+        measurement = measure_operators(
+            timed,
+            [inputs[name] for name in captured.graph.inputs],
+            lambda output: assignment.loss(output, batch),
+            device=self._peers.device,
+            reseed=lambda operator: operator_seed(self._peers.device, 0, 0, 0, operator),
+            budget_s=message.header["budget_s"],
+        )
+        optimizer_s_per_byte = 0.0
+        if message.header["with_optimizer"]:
+            optimizer_s_per_byte, _ = measure_optimizer(
+                assignment.optimizer.fresh,
+                [p.shape for p in captured.graph.parameters.values() if p.trainable],
+                clip_norm=assignment.clip_norm,
+                device=self._peers.device,
+            )
+        self._channel.send({"type": "profiled"}, [pickle.dumps((measurement, optimizer_s_per_byte))])
+
+    def _start(self, message: Message) -> None:
+        """Takes the first plan and the tensors that belong to this worker under it."""
+        plan: PartitionPlan = pickle.loads(message.frames[0])  # noqa: S301
+        mine = [n for n, devices in holders(self._graph, plan).items() if self._device.name in devices]
+        states: Mapping[str, dict[str, Any]] = {}
+        values = unpack(message.header["tensors"], message.frames[1:])
+        if path := message.header["checkpoint"]:
+            checkpoint = Checkpoint(Path(path))
+            values |= checkpoint.model(n for n in mine if n not in values)
+            states = checkpoint.optimizer(mine)
+        for name in mine:
+            self._holdings.hold(name, values[name], states.get(name))
+        self._resume_schedule(message.header)
+        self._take_over(plan, _compile(self._assignment, plan, self._device.name, self._peers.device))
+        self._channel.send({"type": "started"})
+
+    def _resume_schedule(self, header: Mapping[str, Any]) -> None:
+        optimizer = self._holdings.optimizer.optimizer
+        if self._assignment.scheduler is not None:
+            self._scheduler = self._assignment.scheduler(optimizer)
+        if header["groups"] is not None:
+            for group, saved in zip(optimizer.param_groups, header["groups"], strict=True):
+                group.update(saved)
+        if header["schedule"] is not None and self._scheduler is not None:
+            self._scheduler.load_state_dict(header["schedule"])
+
+    def _take_over(self, plan: PartitionPlan, compiled: CompiledStage | None) -> None:
+        self._plan = plan
+        self._tied = {
+            name: [self._assignment.ranks[d] for d in devices]
+            for name, devices in holders(self._graph, plan).items()
+            if len(devices) > 1 and name in self._graph.parameters and self._graph.parameters[name].trainable
+        }
+        self._owned = {n for n, d in holders(self._graph, plan).items() if d[0] == self._device.name}
+        self._executor = compiled and StageExecutor(
+            graph=self._graph,
+            output=self._assignment.captured.output,
+            compiled=compiled,
+            ranks=[self._assignment.ranks[stage.device] for stage in plan.stages],
+            peers=self._peers,
+            held=self._holdings.tensors,
+            loss=self._assignment.loss,
+            autocast=self._assignment.autocast,
+            seed=self._assignment.seed,
+            stopwatch=self._stopwatch,
+        )
+
+    def _batch(self, message: Message) -> tuple[dict[str, torch.Tensor], Any]:
+        """The batch inputs this worker was sent, and the whole batch if it needs the loss."""
+        tensors = {n: t.to(self._peers.device) for n, t in unpack(message.header["tensors"], message.frames[1:]).items()}
+        spec, leaves = pickle.loads(message.frames[0])  # noqa: S301
+        batch = None
+        if spec is not None:
+            leaves = [tensors.pop(f"batch:{i}") if leaf is _TENSOR else leaf for i, leaf in enumerate(leaves)]
+            batch = pytree.tree_unflatten(leaves, spec)
+        return tensors, batch
+
+    def _step(self, message: Message) -> None:
+        header, cpu_start_s = message.header, time.process_time()
+        step, rows = header["step"], header["rows"]
+        with self._stopwatch.time(Activity.TRANSFER):
+            inputs, batch = self._batch(message)
+            fed, batches = split_rows(inputs, rows), split_rows(batch, rows)
+        microbatches = [
+            Microbatch(binding=b, fed=f, batch=w, weight=share)
+            for b, f, w, share in zip(header["bindings"], fed, batches, header["weights"], strict=True)
+        ]
+        loss = torch.zeros(())
+        if self._executor is not None:
+            loss = self._executor.run(step, microbatches)
+        with self._stopwatch.time(Activity.TRANSFER):
+            sum_tied(self._holdings.trainable(), self._tied, self._peers)
+        self._update()
+        spent = self._stopwatch.reset()
+        report = StageReport(
+            device=self._device.name,
+            forward_s=spent[Activity.FORWARD],
+            backward_s=spent[Activity.BACKWARD],
+            optimizer_s=spent[Activity.OPTIMIZER],
+            transfer_s=spent[Activity.TRANSFER],
+            wait_s=spent[Activity.WAIT],
+            cpu_s=time.process_time() - cpu_start_s,
+            memory_bytes=torch.cuda.max_memory_allocated() if self._peers.device.type == "cuda" else 0,
+        )
+        self._channel.send(
+            {"type": "stepped", "step": step, "loss": float(loss), "end_s": time.monotonic(), "report": asdict(report)}
+        )
+
+    def _update(self) -> None:
+        trainable = self._holdings.trainable()
+        if self._assignment.clip_norm is not None:
+            with self._stopwatch.time(Activity.WAIT):
+                owned = [p for name, p in trainable.items() if name in self._owned]
+                clip(owned, list(trainable.values()), self._assignment.clip_norm, self._peers)
+        with self._stopwatch.time(Activity.OPTIMIZER):
+            optimizer = self._holdings.optimizer.optimizer
+            optimizer.step()
+            for parameter in trainable.values():
+                parameter.grad = None
+            if self._scheduler is not None:
+                self._scheduler.step()
+
+    def _prepare(self, message: Message) -> None:
+        """Compiles the next plan's stage beside the steps that still run under this one."""
+        plan: PartitionPlan = pickle.loads(message.frames[0])  # noqa: S301
+        preparation = _Preparation(plan)
+        self._prepared[message.header["plan"]] = preparation
+        preparation.begin(self._assignment, self._device.name, self._peers.device)
+
+    def _switch(self, message: Message) -> None:
+        preparation = self._prepared.pop(message.header["plan"])
+        compiled = preparation.result()
+        self._peers.barrier()  # the pause begins when the last worker has finished the step before
+        start_s = time.monotonic()
+        moved_bytes = migrate(self._holdings, self._peers, dict(self._assignment.ranks), self._plan, preparation.plan)
+        self._take_over(preparation.plan, compiled)
+        pause_s = time.monotonic() - start_s
+        self._channel.send(
+            {"type": "switched", "plan": message.header["plan"], "pause_s": pause_s, "moved_bytes": moved_bytes}
+        )
+
+    def _checkpoint(self, message: Message) -> None:
+        header = message.header
+        mine = self._owned_persistent()
+        try:
+            shard = write_shard(
+                Path(header["directory"]),
+                self._peers.rank,
+                self._peers.world_size,
+                {name: self._holdings.tensors[name] for name in mine},
+                {name: self._holdings.state(name) for name in mine},
+            )
+        except OSError as error:
+            self._channel.send({"type": "checkpointed", "step": header["step"], "error": str(error)})
+            return
+        groups = [
+            {k: v for k, v in group.items() if k != "params" and isinstance(v, (int, float, bool, list, tuple))}
+            for group in self._holdings.optimizer.optimizer.param_groups
+        ]
+        schedule = self._scheduler.state_dict() if self._scheduler is not None else None
+        self._channel.send(
+            {"type": "checkpointed", "step": header["step"], "error": None},
+            [pickle.dumps((shard, groups, schedule))],
+        )
+
+    def _owned_persistent(self) -> list[str]:
+        buffers = self._graph.buffers
+        return [n for n in self._holdings.tensors if n in self._owned and (n not in buffers or buffers[n].persistent)]
+
+    def _gather(self, message: Message) -> None:
+        meta, frames = pack({name: self._holdings.tensors[name] for name in self._owned_persistent()})
+        self._channel.send({"type": "gathered", "tensors": meta}, frames).wait()
+
+
+class _Tensor:
+    """Stands for a tensor that travels as a frame of its own."""
+
+    def __reduce__(self) -> str:
+        return "_TENSOR"
+
+
+_TENSOR = _Tensor()
+
+
+def encode_batch(inputs: Mapping[str, torch.Tensor], batch: Any) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Header part and frames of a batch for :meth:`_Worker._batch`; ``batch`` None where no loss is computed."""
+    tensors = dict(inputs)
+    leaves, spec = pytree.tree_flatten(batch) if batch is not None else ([], None)
+    tensors |= {f"batch:{i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
+    structure = (spec, [_TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
+    meta, frames = pack(tensors)
+    return meta, [pickle.dumps(structure), *frames]
+
+
+def _invented(graph: ModelGraph) -> dict[str, torch.Tensor]:
+    """Parameters to time operators with: their values do not matter, but zeros and denormals would."""
+    return {
+        p.name: torch.empty(p.shape, dtype=getattr(torch, p.dtype)).normal_(0.0, 0.02)
+        for p in graph.parameters.values()
+    }
+
+
+def _compile(assignment: Assignment, plan: PartitionPlan, device: str, place: torch.device) -> CompiledStage | None:
+    """The stage of ``plan`` that runs on ``device``; None if it is idle."""
+    for index, stage in enumerate(plan.stages):
+        if stage.device == device:
+            captured = assignment.captured
+            return compile_stage(captured.graph, plan, index, place, captured.modules)
+    return None
+
+
+class _Preparation:
+    """A plan whose stage is being compiled by another thread."""
+
+    def __init__(self, plan: PartitionPlan) -> None:
+        self.plan = plan
+        self._compiled: CompiledStage | None = None
+        self._error: Exception | None = None
+        self._thread: threading.Thread
+
+    def begin(self, assignment: Assignment, device: str, place: torch.device) -> None:
+        def compile_it() -> None:
+            try:
+                self._compiled = _compile(assignment, self.plan, device, place)
+            except Exception as error:  # raised again where the plan is switched to
+                self._error = error
+
+        self._thread = threading.Thread(target=compile_it)
+        self._thread.start()
+
+    def result(self) -> CompiledStage | None:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._compiled

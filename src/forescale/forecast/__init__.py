@@ -1,0 +1,1 @@
+"""From a history to calibrated quantiles of what comes next."""

@@ -1,0 +1,416 @@
+"""From an exported program to a :class:`~forescale.graph.model.ModelGraph`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.export import ExportedProgram
+
+from forescale.core.errors import CaptureFailed
+from forescale.graph.model import (
+    Buffer,
+    BufferUpdate,
+    ModelGraph,
+    Operator,
+    Parameter,
+    Size,
+    SymbolSource,
+    Tensor,
+)
+from forescale.graph.program import compile_program
+
+_CHECKS = {"aten._assert_scalar.default", "aten._assert_tensor_metadata.default", "aten.sym_constrain_range.default"}
+# Whether a reshape can be a view depends on strides, which the kernel chosen at run time decides.
+_RESHAPES = {"aten.view.default", "aten._unsafe_view.default"}
+_BATCH_NORMS = {
+    "aten._native_batch_norm_legit_functional.default",
+    "aten._native_batch_norm_legit_no_training.default",
+}
+
+
+def translate(
+    exported: ExportedProgram, model: nn.Module
+) -> tuple[ModelGraph, Mapping[str, torch.Tensor], tuple[Any, ...]]:
+    """Returns the graph, the values of its parameters and buffers, and the output's leaves."""
+    state = _State(exported, model)
+    reader = _Reader(exported=exported, state=state)
+    reader.read()
+    graph, leaves = reader.graph()
+    return _with_gradients(graph, state.values), state.values, leaves
+
+
+class _State:
+    """Parameters, buffers and constants by placeholder, each distinct tensor under one name."""
+
+    def __init__(self, exported: ExportedProgram, model: nn.Module) -> None:
+        self.values: dict[str, torch.Tensor] = {}
+        self.parameters: dict[str, Parameter] = {}
+        self.buffers: dict[str, Buffer] = {}
+        self.names: dict[str, str] = {}  # exported name -> the name of the distinct tensor
+        self.placeholders: dict[str, tuple[str, str]] = {}  # fx name -> (kind, name)
+        self._register_model(model)
+        signature = exported.graph_signature
+        for placeholder, target in signature.inputs_to_parameters.items():
+            self.placeholders[placeholder] = ("parameter", self.names[_plain(target)])
+        for placeholder, target in signature.inputs_to_buffers.items():
+            self.placeholders[placeholder] = ("buffer", self.names[_plain(target)])
+        for placeholder, target in signature.inputs_to_lifted_tensor_constants.items():
+            self._constant(placeholder, target, exported.constants[target])
+
+    def _register_model(self, model: nn.Module) -> None:
+        aliases: dict[int, list[str]] = {}
+        values: dict[int, torch.Tensor] = {}
+        entries = [
+            *model.named_parameters(remove_duplicate=False),
+            *model.named_buffers(remove_duplicate=False),
+        ]
+        for name, value in entries:
+            aliases.setdefault(id(value), []).append(name)
+            values[id(value)] = value
+        persistent = model.state_dict(keep_vars=True).keys()
+        for key, names in aliases.items():
+            value, first = values[key], names[0]
+            self.values[first] = value
+            self.names.update(dict.fromkeys(names, first))
+            shape, dtype = tuple(value.shape), _dtype(value.dtype)
+            if isinstance(value, nn.Parameter):
+                self.parameters[first] = Parameter(
+                    name=first, aliases=tuple(names[1:]), shape=shape, dtype=dtype, trainable=value.requires_grad
+                )
+            else:
+                self.buffers[first] = Buffer(
+                    name=first,
+                    aliases=tuple(names[1:]),
+                    shape=shape,
+                    dtype=dtype,
+                    persistent=any(name in persistent for name in names),
+                )
+
+    def _constant(self, placeholder: str, target: str, value: Any) -> None:
+        name = f"constant:{target}"
+        self.values[name] = value
+        self.buffers[name] = Buffer(
+            name=name, aliases=(), shape=tuple(value.shape), dtype=_dtype(value.dtype), persistent=False
+        )
+        self.placeholders[placeholder] = ("buffer", name)
+
+
+@dataclass(slots=True)
+class _Value:
+    """A graph tensor while it is being collected."""
+
+    name: str
+    shape: tuple[Size, ...]
+    dtype: str
+    producer: int | None
+    consumers: list[int] = field(default_factory=list[int])
+
+
+class _Reader:
+    """Reads the nodes of an exported program in order."""
+
+    def __init__(self, *, exported: ExportedProgram, state: _State) -> None:
+        self._exported = exported
+        self._state = state
+        self._operators: list[Operator] = []
+        self._values: dict[str, _Value] = {}
+        self._names: dict[str, str] = {}  # fx name -> tensor name
+        self._inputs: list[str] = []
+        self._updates: list[BufferUpdate] = []
+        self._symbols: dict[str, SymbolSource] = {}
+        self._example: dict[str, int] = {}
+
+    def read(self) -> None:
+        for node in self._exported.graph.nodes:
+            if node.op == "placeholder":
+                self._placeholder(node)
+            elif node.op == "call_function":
+                self._call(node)
+
+    def _placeholder(self, node: torch.fx.Node) -> None:
+        value = node.meta.get("val")
+        if node.name in self._state.placeholders or not isinstance(value, torch.Tensor):
+            return
+        for axis, size in enumerate(value.shape):
+            expression = _size(size)
+            if isinstance(expression, str) and expression.isidentifier() and expression not in self._symbols:
+                self._symbols[expression] = SymbolSource(tensor=node.name, axis=axis)
+                self._example[expression] = int(size.node.hint)
+        self._add_value(node.name, value, None)
+        self._inputs.append(node.name)
+
+    def _add_value(self, fx_name: str, value: torch.Tensor, producer: int | None) -> str:
+        shape = tuple(_size(size) for size in value.shape)
+        self._values[fx_name] = _Value(name=fx_name, shape=shape, dtype=_dtype(value.dtype), producer=producer)
+        self._names[fx_name] = fx_name
+        return fx_name
+
+    def _call(self, node: torch.fx.Node) -> None:
+        value = node.meta.get("val")
+        target = _target(node)
+        if target in _CHECKS or isinstance(value, (torch.SymInt, torch.SymBool, torch.SymFloat, int, float)):
+            return
+        if target.endswith("getitem"):
+            return  # folded into the outputs of its operator
+        if not isinstance(node.target, torch._ops.OpOverload) or value is None:  # noqa: SLF001 - the public name of the type
+            raise CaptureFailed("this operator cannot be cut out of the model", operator=target, source=_source(node))
+        if "u" in {str(s)[0] for s in _free_symbols(value)}:
+            raise CaptureFailed(
+                "the size of its result depends on the values in a tensor", operator=target, source=_source(node)
+            )
+        self._append(node, target, value)
+
+    def _append(self, node: torch.fx.Node, target: str, value: Any) -> None:
+        index = len(self._operators)
+        mutated: tuple[str, ...] = ()
+        args, kwargs = node.args, dict(node.kwargs)
+        returns_tuple = isinstance(value, (tuple, list))
+        outputs = self._outputs(node, index, value)
+        if target in _BATCH_NORMS:
+            # The functional form has no in-place statistics; batch_norm itself updates them, at eager speed.
+            training = target == "aten._native_batch_norm_legit_functional.default"
+            args = (*args[:5], *args[5:8], True) if training else (*args[:5], False, *args[5:7], True)
+            target, returns_tuple, outputs = "aten.batch_norm.default", False, outputs[:1]
+            if training:
+                mutated = tuple(self._state.placeholders[a.name][1] for a in args[3:5] if isinstance(a, torch.fx.Node))
+        if target in _RESHAPES:
+            target = "aten.reshape.default"
+        uses = _Uses(self)
+        encoded = tuple(uses.encode(a, node) for a in args)
+        encoded_kwargs = {k: uses.encode(v, node) for k, v in kwargs.items() if k != "pin_memory"}
+        for name in uses.tensors:
+            self._values[name].consumers.append(index)
+        overload: Any = node.target
+        self._operators.append(
+            Operator(
+                index=index,
+                name=node.name,
+                target=target,
+                args=encoded,
+                kwargs=encoded_kwargs,
+                outputs=outputs,
+                returns_tuple=returns_tuple,
+                module_path=_module_path(node),
+                source=_source(node),
+                random=_is_random(overload, node),
+                inputs=tuple(uses.tensors),
+                parameters=tuple(uses.parameters),
+                buffers=tuple(uses.buffers),
+                mutated_buffers=mutated,
+            )
+        )
+
+    def _outputs(self, node: torch.fx.Node, index: int, value: Any) -> tuple[str | None, ...]:
+        if isinstance(value, torch.Tensor):
+            return (self._add_value(node.name, value, index),)
+        names: list[str | None] = [None] * len(value)
+        for user in node.users:
+            position: Any = user.args[1]
+            if _target(user).endswith("getitem"):
+                first = names[position]
+                if first is None:
+                    first = names[position] = self._add_value(user.name, user.meta["val"], index)
+                self._names[user.name] = first
+        return tuple(names)
+
+    def tensor(self, node: torch.fx.Node) -> str:
+        return self._names[node.name]
+
+    def placeholder_kind(self, node: torch.fx.Node) -> tuple[str, str] | None:
+        return self._state.placeholders.get(node.name)
+
+    def graph(self) -> tuple[ModelGraph, tuple[Any, ...]]:
+        output: Any = next(n for n in self._exported.graph.nodes if n.op == "output")
+        leaves: list[Any] = []
+        for node, spec in zip(output.args[0], self._exported.graph_signature.output_specs, strict=True):
+            if spec.kind.name == "BUFFER_MUTATION":
+                self._update(node, _plain(spec.target))
+            elif spec.kind.name == "USER_OUTPUT":
+                leaves.append(self._leaf(node))
+            else:
+                raise CaptureFailed(f"the forward changes {spec.target or spec.arg}, which training cannot carry over")
+        if not any(isinstance(leaf, tuple) for leaf in leaves):
+            raise CaptureFailed("the model's output holds no tensor")
+        used = {name for o in self._operators for name in (*o.buffers,)}
+        graph = ModelGraph(
+            operators=tuple(self._operators),
+            tensors={
+                v.name: Tensor(
+                    name=v.name,
+                    producer=v.producer,
+                    consumers=tuple(v.consumers),
+                    shape=v.shape,
+                    dtype=v.dtype,
+                    requires_grad=False,
+                )
+                for v in self._values.values()
+            },
+            parameters=self._state.parameters,
+            buffers={n: b for n, b in self._state.buffers.items() if b.persistent or n in used},
+            buffer_updates=tuple(self._updates),
+            inputs=tuple(self._inputs),
+            outputs=tuple(dict.fromkeys(leaf[0] for leaf in leaves if isinstance(leaf, tuple))),
+            symbols=self._symbols,
+            example=self._example,
+        )
+        return graph, tuple(leaves)
+
+    def _update(self, node: torch.fx.Node, target: str) -> None:
+        buffer = self._state.names[target]
+        if node.name in self._names:  # absent: batch_norm updates it by itself
+            tensor = self._names[node.name]
+            producer = self._values[tensor].producer
+            if producer is None or buffer not in self._operators[producer].mutated_buffers:
+                self._updates.append(BufferUpdate(buffer=buffer, tensor=tensor))
+
+    def _leaf(self, node: Any) -> Any:
+        if not isinstance(node, torch.fx.Node):
+            return node
+        if (kind := self.placeholder_kind(node)) is not None:
+            return (self._alias(kind, node),)
+        return (self._names[node.name],)
+
+    def _alias(self, kind: tuple[str, str], node: torch.fx.Node) -> str:
+        """A parameter or buffer that is itself an output becomes the result of an operator."""
+        index = len(self._operators)
+        name = self._add_value(f"{node.name}_output", node.meta["val"], index)
+        self._operators.append(
+            Operator(
+                index=index,
+                name=name,
+                target="aten.alias.default",
+                args=({kind[0]: kind[1]},),
+                kwargs={},
+                outputs=(name,),
+                returns_tuple=False,
+                module_path="",
+                source="",
+                random=False,
+                inputs=(),
+                parameters=(kind[1],) if kind[0] == "parameter" else (),
+                buffers=(kind[1],) if kind[0] == "buffer" else (),
+                mutated_buffers=(),
+            )
+        )
+        return name
+
+
+class _Uses:
+    """Encodes the arguments of one operator and remembers what they refer to."""
+
+    def __init__(self, reader: _Reader) -> None:
+        self._reader = reader
+        self.tensors: dict[str, None] = {}
+        self.parameters: dict[str, None] = {}
+        self.buffers: dict[str, None] = {}
+
+    def encode(self, value: Any, user: torch.fx.Node) -> Any:
+        match value:
+            case torch.fx.Node():
+                return self._node(value, user)
+            case list() | tuple():
+                return [self.encode(v, user) for v in value]
+            case torch.dtype():
+                return {"dtype": _dtype(value)}
+            case torch.device():
+                return {"device": None}
+            case torch.layout() | torch.memory_format():
+                kind = "layout" if isinstance(value, torch.layout) else "memory_format"
+                return {kind: str(value).removeprefix("torch.")}
+            case torch.SymInt():
+                return {"size": _size(value)}
+            case None | bool() | int() | float() | str():
+                return value
+            case _:
+                raise CaptureFailed(
+                    f"an argument of type {type(value).__name__} cannot be carried to another process",
+                    operator=_target(user),
+                    source=_source(user),
+                )
+
+    def _node(self, node: torch.fx.Node, user: torch.fx.Node) -> Any:
+        value = node.meta.get("val")
+        if isinstance(value, (torch.SymInt, int)) and not isinstance(value, bool):
+            size = _size(value)
+            return size if isinstance(size, int) else {"size": size}
+        if isinstance(value, (torch.SymFloat, torch.SymBool)):
+            raise CaptureFailed(
+                f"argument {value} is computed from the batch's shape", operator=_target(user), source=_source(user)
+            )
+        if (kind := self._reader.placeholder_kind(node)) is not None:
+            (self.parameters if kind[0] == "parameter" else self.buffers)[kind[1]] = None
+            return {kind[0]: kind[1]}
+        name = self._reader.tensor(node)
+        self.tensors[name] = None
+        return {"tensor": name}
+
+
+def _with_gradients(graph: ModelGraph, state: Mapping[str, torch.Tensor]) -> ModelGraph:
+    """Runs the operators on fake tensors with autograd on, and notes which results carry a gradient."""
+    made = [name for operator in graph.operators for name in operator.outputs if name]
+    program = compile_program(graph, range(len(graph.operators)), made, torch.device("cpu"))
+    mode = FakeTensorMode(allow_non_fake_inputs=False)
+    with mode, torch.enable_grad():
+        values = [mode.from_tensor(state[name]) for name in program.state]
+        inputs = [
+            torch.empty(
+                [graph.example[s] if isinstance(s, str) else s for s in graph.tensors[name].shape],
+                dtype=getattr(torch, graph.tensors[name].dtype),
+            )
+            for name in program.inputs
+        ]
+        results = program.function(values, inputs, program.sizes(graph.example), lambda _: None, True)  # noqa: FBT003
+    carries = {name: value.requires_grad for name, value in zip(made, results, strict=True)}
+    tensors = {n: replace(t, requires_grad=carries.get(n, False)) for n, t in graph.tensors.items()}
+    return replace(graph, tensors=tensors)
+
+
+def _plain(name: str | None) -> str:
+    return (name or "").removeprefix("model.")
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _size(size: Any) -> Size:
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    return int(expression) if expression.is_number else str(expression)
+
+
+def _free_symbols(value: Any) -> set[Any]:
+    tensors = value if isinstance(value, (tuple, list)) else (value,)
+    sizes = [s for t in tensors if isinstance(t, torch.Tensor) for s in t.shape if isinstance(s, torch.SymInt)]
+    return {symbol for size in sizes for symbol in size.node.expr.free_symbols}
+
+
+def _target(node: torch.fx.Node) -> str:
+    return str(node.target) if isinstance(node.target, torch._ops.OpOverload) else getattr(node.target, "__name__", "")  # noqa: SLF001
+
+
+def _is_random(overload: Any, node: torch.fx.Node) -> bool:
+    if overload is torch.ops.aten.scaled_dot_product_attention.default:
+        return len(node.args) > 4 and node.args[4] != 0.0
+    return torch.Tag.nondeterministic_seeded in overload.tags
+
+
+def _module_path(node: torch.fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack")
+    path = list(stack.values())[-1][0] if stack else ""
+    path = path.removeprefix("L['self'].").removeprefix("L['self']")
+    return re.sub(r"@\d+$", "", path.removeprefix("model").removeprefix("."))
+
+
+def _source(node: torch.fx.Node) -> str:
+    trace = node.meta.get("stack_trace") or ""
+    found = re.findall(r'File "([^"]+)", line (\d+)', trace)
+    user = [f for f in found if "/torch/" not in f[0]] or found
+    return f"{user[-1][0]}:{user[-1][1]}" if user else ""

@@ -1,0 +1,1 @@
+"""Pure decisions: which operators run on which device."""

@@ -1,0 +1,166 @@
+"""In which order a stage works, and how long a training step then takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from forescale.plan.partition_plan import Schedule
+from forescale.plan.problem import Array
+
+
+class Phase(StrEnum):
+    """What a stage does with one microbatch."""
+
+    FORWARD = "forward"
+    BACKWARD = "backward"
+
+
+Task = tuple[Phase, int]
+"""One piece of a stage's work: a phase and the index of the microbatch."""
+
+
+@lru_cache(maxsize=1024)
+def schedule_order(schedule: Schedule, stage: int, stages: int, microbatches: int) -> tuple[Task, ...]:
+    """The order in which one stage runs its forwards and backwards in a step.
+
+    1F1B (Narayanan et al., *PipeDream*, SOSP 2019; the flushing form of Narayanan et al.,
+    *Memory-Efficient Pipeline-Parallel DNN Training*, ICML 2021): ``stages - stage - 1`` forwards
+    first, then one forward and one backward in turn, then the backwards that are left.
+    GPipe (Huang et al., NeurIPS 2019): all forwards, then all backwards.
+    Backwards run in the order of the microbatches in both.
+
+    Args:
+        stage: position in the pipeline, ``0 <= stage < stages``.
+    """
+    ahead = microbatches if schedule is Schedule.GPIPE else min(stages - stage - 1, microbatches)
+    order: list[Task] = [(Phase.FORWARD, microbatch) for microbatch in range(ahead)]
+    for microbatch in range(microbatches):
+        if ahead + microbatch < microbatches:
+            order.append((Phase.FORWARD, ahead + microbatch))
+        order.append((Phase.BACKWARD, microbatch))
+    return tuple(order)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineTimes:
+    """What one training step is made of, for N candidate pipelines of S stages at once.
+
+    Axes: S = stage, N = candidate. Where there are two S, the first sends and the second receives:
+    activations of one microbatch go to later stages, their gradients to earlier ones.
+
+    Attributes:
+        forward_s_SN, backward_s_SN: one microbatch; the last stage's contain the loss.
+        wire_s_SSN: time on a link that works beside the devices; ``-inf`` where nothing is sent.
+        occupied_s_SSN: time a transfer takes from both ends; 0 where nothing is sent.
+        shares_SSN: whether two stages hold one tied parameter, so that they sum its gradients.
+        exchange_s_SN: time of a stage's sums of such gradients, once per step.
+        reduction_s_N: time to agree on the gradients' global norm after all backwards; ``-inf``
+            where no norm is needed and every stage updates its parameters as soon as it can.
+        optimizer_s_SN: the update, once per step.
+        overhead_s: the rest of a step.
+    """
+
+    forward_s_SN: Array
+    backward_s_SN: Array
+    wire_s_SSN: Array
+    occupied_s_SSN: Array
+    shares_SSN: npt.NDArray[np.bool_]
+    exchange_s_SN: Array
+    reduction_s_N: Array
+    optimizer_s_SN: Array
+    overhead_s: float
+
+
+def simulate_step(schedule: Schedule, microbatches: int, times: PipelineTimes) -> Array:
+    """Seconds of one training step of every candidate, shape (N,), event by event.
+
+    All stages start together and each works through :func:`schedule_order`. A task starts when its
+    stage is free and everything it reads has come. A transfer that occupies the devices delays the
+    sender after its task and the receiver before its own, at the same time if the receiver is idle; one
+    that does not queues behind earlier ones on its link while both ends compute.
+    """
+    stages, candidates = times.forward_s_SN.shape
+    post = _Post(times)
+    free_SN = [np.zeros(candidates) for _ in range(stages)]
+    for stage, phase, microbatch in _events(schedule, stages, microbatches):
+        forward = phase is Phase.FORWARD
+        earlier, later = range(stage), range(stages - 1, stage, -1)
+        start_s_N = post.receive(stage, earlier if forward else later, microbatch, free_SN[stage])
+        end_s_N = start_s_N + (times.forward_s_SN if forward else times.backward_s_SN)[stage]
+        nearest_first = reversed(later) if forward else reversed(earlier)
+        free_SN[stage] = post.send(stage, nearest_first, microbatch, end_s_N)
+    return _finish(np.stack(free_SN), times)
+
+
+class _Post:
+    """Messages under way: when each was (or arrived as) ready to be taken by its receiver."""
+
+    def __init__(self, times: PipelineTimes) -> None:
+        self._times = times
+        self._ready_s_N: dict[tuple[int, int, int], Array] = {}
+        self._link_free_s_N: dict[tuple[int, int], Array] = {}
+        self._used = _pairs(times.wire_s_SSN > -np.inf)
+        self._wired = _pairs(times.wire_s_SSN != 0)
+        self._occupying = _pairs(times.occupied_s_SSN > 0)
+
+    def receive(self, stage: int, sources: Iterable[int], microbatch: int, time_s_N: Array) -> Array:
+        for source in sources:
+            if (source, stage) in self._used:
+                time_s_N = np.maximum(time_s_N, self._ready_s_N.pop((source, stage, microbatch)))
+                if (source, stage) in self._occupying:
+                    time_s_N = time_s_N + self._times.occupied_s_SSN[source, stage]
+        return time_s_N
+
+    def send(self, stage: int, targets: Iterable[int], microbatch: int, time_s_N: Array) -> Array:
+        for target in targets:
+            if (stage, target) not in self._used:
+                continue
+            ready_s_N = time_s_N
+            if (stage, target) in self._wired:
+                link = (stage, target)
+                ready_s_N = np.maximum(time_s_N, self._link_free_s_N.get(link, -np.inf))
+                ready_s_N = self._link_free_s_N[link] = ready_s_N + self._times.wire_s_SSN[link]
+            self._ready_s_N[stage, target, microbatch] = ready_s_N
+            if (stage, target) in self._occupying:
+                time_s_N = time_s_N + self._times.occupied_s_SSN[stage, target]
+        return time_s_N
+
+
+def _pairs(mask_SSN: npt.NDArray[np.bool_]) -> set[tuple[int, int]]:
+    """Pairs of stages for which the mask holds in any candidate."""
+    return {(source, target) for source, target in np.argwhere(mask_SSN.any(axis=2)).tolist()}
+
+
+def _finish(end_s_SN: Array, times: PipelineTimes) -> Array:
+    """Sum tied gradients, agree on the norm, update; the step ends when the last stage has."""
+    if times.shares_SSN.any():
+        holders_s_SN = np.where(times.shares_SSN, end_s_SN, -np.inf).max(axis=1)
+        end_s_SN = np.maximum(end_s_SN, holders_s_SN) + times.exchange_s_SN
+    end_s_SN = np.maximum(end_s_SN, end_s_SN.max(axis=0) + times.reduction_s_N)
+    return (end_s_SN + times.optimizer_s_SN).max(axis=0) + times.overhead_s
+
+
+@lru_cache(maxsize=1024)
+def _events(schedule: Schedule, stages: int, microbatches: int) -> tuple[tuple[int, Phase, int], ...]:
+    """All stages' tasks in an order in which everything a task may wait for comes before it."""
+    orders = [schedule_order(schedule, stage, stages, microbatches) for stage in range(stages)]
+    done = [0] * stages
+    finished: set[tuple[int, Task]] = set()
+    events: list[tuple[int, Phase, int]] = []
+    while len(events) < 2 * stages * microbatches:
+        for stage, order in enumerate(orders):
+            while done[stage] < len(order):
+                phase, microbatch = task = order[done[stage]]
+                giver = stage - 1 if phase is Phase.FORWARD else stage + 1
+                if 0 <= giver < stages and (giver, task) not in finished:
+                    break
+                finished.add((stage, task))
+                done[stage] += 1
+                events.append((stage, phase, microbatch))
+    return tuple(events)

@@ -1,0 +1,1 @@
+"""Measure: devices and links, operators on a device, upcoming batches."""
