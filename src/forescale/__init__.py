@@ -10,19 +10,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forescale.engine.train.api import TrainingReport, train
+    from forescale.control.policy import Policy
+    from forescale.control.report import TrainingReport
+    from forescale.control.run import train
+    from forescale.engine.train.shards import load_checkpoint
     from forescale.engine.train.task import TrainingTask
 
 __version__ = "0.1.0"
 
 # name -> module that defines it; the imports above repeat it for type checkers
 _PUBLIC = {
-    "TrainingReport": "forescale.engine.train.api",
+    "Policy": "forescale.control.policy",
+    "TrainingReport": "forescale.control.report",
     "TrainingTask": "forescale.engine.train.task",
-    "train": "forescale.engine.train.api",
+    "load_checkpoint": "forescale.engine.train.shards",
+    "train": "forescale.control.run",
 }
 
-__all__ = ["TrainingReport", "TrainingTask", "__version__", "train"]
+__all__ = ["Policy", "TrainingReport", "TrainingTask", "__version__", "load_checkpoint", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from forescale.control.choice import fits, shape, weigh
-from forescale.control.messages import Binding, Command, Repartition, Stop
+from forescale.control.choice import alike, asked_gain, fits, moved, shape, weigh
 from forescale.control.state import ControlConfig, ControlState, Decision, Trigger
 from forescale.core.errors import InfeasiblePlan
+from forescale.engine.messages import Binding, Command, Repartition, Stop
 from forescale.plan.partition_plan import PartitionPlan
 
 Reaction = tuple[ControlState, tuple[Command, ...]]
@@ -51,7 +51,8 @@ def _react_to_memory(state: ControlState, config: ControlConfig) -> Reaction:
         + (f", {recomputed} of them recomputed," if recomputed else "")
         + " hold it"
     )
-    return _decided(state, Repartition(plan=plan, reason=f"{need}: {change}", before_step=first), Trigger.MEMORY)
+    command = Repartition(plan=plan, reason=f"{need}: {change}", before_step=first)
+    return _decided(state, command, Trigger.MEMORY)
 
 
 def _holding(
@@ -76,35 +77,34 @@ def _react_to_load(state: ControlState, config: ControlConfig) -> Reaction:
     steps = _contiguous(state)
     if not steps:
         return state, ()
+    assert state.plan is not None
+    plan, policy, planner = state.plan, config.policy, config.planner
     bindings = [state.ahead[step] for step in steps]
     current = state.recent[-1] if state.recent else bindings[0]
-    change = next((i for i, binding in enumerate(bindings) if binding != current), None)
+    change = next((i for i, b in enumerate(bindings) if not alike(plan, current, b, planner)), None)
     if change is None:
-        return _for_run(state, bindings, steps[0], state.same_shape_steps, config)
-    same = all(binding == bindings[change] for binding in bindings[change:])
-    lasted = state.same_shape_steps + change if same else 0
-    state, commands = _for_run(state, bindings[change:], steps[change], lasted, config)
-    if commands or state.next_step < state.reviewed_step + config.policy.review_steps:
-        return state, commands
+        return _for_run(state, bindings, steps[0], asked_gain(state, policy), config)
+    if all(alike(plan, bindings[change], binding, planner) for binding in bindings[change:]):
+        return _for_run(state, bindings[change:], steps[change], policy.min_gain, config)
+    if state.next_step < state.reviewed_step + policy.review_steps:
+        return state, ()
     return _for_mixture(replace(state, reviewed_step=state.next_step), bindings, config)
 
 
 def _for_run(
-    state: ControlState, bindings: list[Binding], first: int, lasted: int, config: ControlConfig
+    state: ControlState, bindings: list[Binding], first: int, min_gain: float, config: ControlConfig
 ) -> Reaction:
-    """A plan for the batches from step ``first`` on.
-
-    Args:
-        lasted: for how many steps the shape before has lasted; a run that goes on beyond what is in
-            view is taken to last as long, up to the horizon.
-    """
+    """A plan for the batches of one class from step ``first`` on."""
     policy = config.policy
     expected = len(bindings)
     if expected >= policy.min_run_steps:
-        expected = max(expected, min(lasted, policy.horizon_steps))
+        # A run that goes on beyond what is in view is taken to last as long as the one before it.
+        expected = max(expected, min(state.alike_steps + first - state.next_step, policy.horizon_steps))
     state, choice = weigh(state, bindings, config)
-    if choice is None or not choice.worthwhile(expected, policy.min_gain, policy.move_margin):
+    if choice is None or not choice.worthwhile(expected, min_gain, policy.move_margin):
         return state, ()
+    if first == state.next_step:
+        state = replace(state, moved_steps=moved(state, policy))
     reason = f"batches of {shape(bindings[0])} from step {first} on: {choice.sentence(expected)}"
     return _decided(state, Repartition(plan=choice.plan, reason=reason, before_step=first), Trigger.LOAD)
 
@@ -116,9 +116,11 @@ def _for_mixture(state: ControlState, bindings: list[Binding], config: ControlCo
     if len(sample) < policy.review_steps:
         return state, ()
     state, choice = weigh(state, sample, config)
-    if choice is None or not choice.worthwhile(policy.horizon_steps, policy.min_gain, policy.move_margin):
+    steps = policy.horizon_steps
+    if choice is None or not choice.worthwhile(steps, asked_gain(state, policy), policy.move_margin):
         return state, ()
-    reason = f"mean of {len(sample)} batches of changing shape: {choice.sentence(policy.horizon_steps)}"
+    state = replace(state, moved_steps=moved(state, policy))
+    reason = f"mean of {len(sample)} batches of changing shape: {choice.sentence(steps)}"
     return _decided(state, Repartition(plan=choice.plan, reason=reason), Trigger.LOAD)
 
 

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor, log
 
-from forescale.control.messages import Binding
 from forescale.control.planner import Planner, same_split
+from forescale.control.policy import Policy
 from forescale.control.state import ControlConfig, ControlState
 from forescale.core.errors import InfeasiblePlan
+from forescale.engine.messages import Binding
 from forescale.plan.moves import move_bytes
 from forescale.plan.partition_plan import PartitionPlan
 
 _CLASS_RATIO = 1.15
-"""Batches whose step times differ by less than this share a candidate plan."""
+"""Batches whose step times differ by less than this are one class, with one candidate plan."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +45,8 @@ class Choice:
 
     def sentence(self, steps: float) -> str:
         return (
-            f"a step takes {milliseconds(self.now_s)} under this plan and {milliseconds(self.then_s)} under the "
-            f"best other; over {steps:.0f} steps that saves {self.gain_s * steps:.2f} s, and moving "
+            f"a step takes {milliseconds(self.now_s)} under this plan and {milliseconds(self.then_s)} under "
+            f"the best other; over {steps:.0f} steps that saves {self.gain_s * steps:.2f} s, and moving "
             f"{self.moved_bytes / 1e6:.1f} MB costs {self.move_s:.2f} s"
         )
 
@@ -60,15 +61,15 @@ def weigh(
         the candidates fits all the batches.
     """
     assert state.plan is not None
-    planner, speeds = config.planner, state.speeds
-    times = [planner.prediction(state.plan, binding, speeds).step_s for binding in bindings]
+    before, planner, speeds = state.plan, config.planner, state.speeds
+    times = [planner.prediction(before, binding, speeds).step_s for binding in bindings]
     now_s = sum(times) / len(times)
     typical = min(range(len(times)), key=lambda i: abs(times[i] - now_s))
     state, plan = _candidate(state, bindings[typical], times[typical], planner)
-    if plan is None or same_split(plan, state.plan) or not fits(plan, bindings, planner):
+    if plan is None or same_split(plan, before) or not fits(plan, bindings, planner):
         return state, None
     then_s = sum(planner.prediction(plan, binding, speeds).step_s for binding in bindings) / len(times)
-    sending_s = planner.move_s(bindings[typical], state.plan, plan)
+    sending_s = planner.move_s(bindings[typical], before, plan)
     problem = planner.problem(bindings[typical], {})
     overhead_s = config.policy.move_fixed_s if state.move_overhead_s is None else state.move_overhead_s
     return state, Choice(
@@ -76,8 +77,34 @@ def weigh(
         now_s=now_s,
         then_s=then_s,
         move_s=overhead_s + sending_s,
-        moved_bytes=move_bytes(problem.graph, state.plan, plan, problem.optimizer_state_ratio),
+        moved_bytes=move_bytes(problem.graph, before, plan, problem.optimizer_state_ratio),
     )
+
+
+def asked_gain(state: ControlState, policy: Policy) -> float:
+    """The fraction of the step time a plan must save, where no change of shape calls for another.
+
+    Two moves answer one change of the devices (the second corrects the first); more of them within
+    ``calm_steps`` are asked for more, so that a device that comes and goes does not keep the plan moving.
+    """
+    lately = sum(step > state.next_step - policy.calm_steps for step in state.moved_steps)
+    return policy.min_gain * 2 ** min(max(lately - 1, 0), 2)
+
+
+def moved(state: ControlState, policy: Policy) -> tuple[int, ...]:
+    """``moved_steps`` with a move decided now."""
+    return (
+        *(step for step in state.moved_steps if step > state.next_step - policy.calm_steps),
+        state.next_step,
+    )
+
+
+def alike(plan: PartitionPlan, a: Binding, b: Binding, planner: Planner) -> bool:
+    """Whether two batches take about the same time, so that one plan suits both."""
+    if a == b:
+        return True
+    a_s, b_s = (planner.prediction(plan, binding, {}).step_s for binding in (a, b))
+    return max(a_s, b_s) <= _CLASS_RATIO * min(a_s, b_s)
 
 
 def fits(plan: PartitionPlan, bindings: Sequence[Binding], planner: Planner) -> bool:

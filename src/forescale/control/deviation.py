@@ -13,15 +13,17 @@ from dataclasses import replace
 from math import exp, log
 from statistics import median
 
-from forescale.control.choice import Choice, weigh
-from forescale.control.messages import Binding, Command, Repartition, StepFinished
+from forescale.control.choice import Choice, asked_gain, moved, weigh
 from forescale.control.policy import Policy
 from forescale.control.state import ControlConfig, ControlState, Decision, DeviceWatch, Trigger
+from forescale.engine.messages import Binding, Command, Repartition, StepFinished
 from forescale.forecast.forecaster import Forecaster
 from forescale.forecast.level import LevelForecaster
 
 _RECENT = 16  # log ratios kept for the estimate after a shift
+_SUBMITTED = 2  # steps that may be under way already when one has finished
 _MAX_STAYS = 4  # doublings of the cool-down after decisions to stay
+_MAX_REVISITS = 6  # doublings of the time after which an idle device is tried again
 
 
 def watch(state: ControlState, event: StepFinished, config: ControlConfig) -> ControlState:
@@ -38,12 +40,13 @@ def watch(state: ControlState, event: StepFinished, config: ControlConfig) -> Co
         observed_s[report.device] = observed_s.get(report.device, 0.0) + time_s
     if observed_s.keys() != profiled_s.keys():
         return state  # a step of the plan before: its reports say nothing about this one
-    watches = dict(state.watches)
+    watches = {
+        device: replace(known, idle_steps=known.idle_steps + 1, present_steps=0)
+        for device, known in state.watches.items()
+    }
     for device, time_s in observed_s.items():
         if time_s > 0.0 and profiled_s[device] > 0.0:
-            known = watches.get(device) or DeviceWatch(
-                band_above=config.policy.initial_band, band_below=config.policy.initial_band
-            )
+            known = state.watches.get(device) or _unknown(config.policy)
             watches[device] = _observed(known, log(time_s / profiled_s[device]), config.policy)
     return replace(state, watches=watches)
 
@@ -51,22 +54,50 @@ def watch(state: ControlState, event: StepFinished, config: ControlConfig) -> Co
 def react(state: ControlState, config: ControlConfig) -> tuple[ControlState, tuple[Command, ...]]:
     """Re-estimate the speeds and change the plan, when the evidence stands and it pays."""
     policy = config.policy
-    deviating = {name: w for name, w in state.watches.items() if _evidence(w) > policy.evidence}
+    deviating = {name: w for name, w in state.watches.items() if max(w.above, w.below) > policy.evidence}
     if not deviating or not _due(state, deviating, policy):
-        return state, ()
-    estimates = {
-        name: _estimate(w) if name in deviating else w.level for name, w in state.watches.items()
+        return _revisit(state, config)
+    estimates = {name: _estimate(w) if name in deviating else w.level for name, w in state.watches.items()}
+    reason = "; ".join(_finding(name, w, estimates[name]) for name, w in deviating.items())
+    return _replan(state, estimates, reason, config)
+
+
+def _revisit(state: ControlState, config: ControlConfig) -> tuple[ControlState, tuple[Command, ...]]:
+    """Try an idle device again: while nothing runs on it, nothing would show that it has recovered."""
+    policy = config.policy
+    idle = {
+        name: w
+        for name, w in state.watches.items()
+        if w.reference > policy.big_shift and w.idle_steps >= policy.revisit_steps * 2**w.revisits
     }
+    if not idle or state.pending is not None:
+        return state, ()
     reason = "; ".join(
-        f"{name} computes {exp(estimates[name] - w.reference):.2f} times as long as planned for over "
-        f"{max(w.above_steps, w.below_steps)} steps (band {exp(-w.band_below) - 1:+.0%} to {exp(w.band_above) - 1:+.0%})"
-        for name, w in deviating.items()
+        f"{name} took {exp(w.reference):.2f} times its profiled time when it last ran, "
+        f"{w.idle_steps} steps ago, and is tried again"
+        for name, w in idle.items()
     )
-    binding = state.recent[-1]
-    state = _planned_with(state, estimates, binding, config)
+    fresh = {
+        name: replace(_unknown(policy), revisits=min(w.revisits + 1, _MAX_REVISITS))
+        for name, w in idle.items()
+    }
+    state = replace(state, watches={**state.watches, **fresh})
+    state, commands = _replan(state, {name: w.level for name, w in state.watches.items()}, reason, config)
+    # If it is still too slow, that is to be acted on as soon as it shows.
+    return replace(state, judged_step=None), commands
+
+
+def _replan(
+    state: ControlState, estimates: dict[str, float], reason: str, config: ControlConfig
+) -> tuple[ControlState, tuple[Command, ...]]:
+    state = _planned_with(state, estimates, state.recent[-1], config)
     bindings = [state.ahead[step] for step in sorted(state.ahead)] or list(state.recent[-1:])
     state, choice = weigh(state, bindings, config)
-    return _decided(state, choice, reason, policy)
+    return _decided(state, choice, reason, config.policy)
+
+
+def _unknown(policy: Policy) -> DeviceWatch:
+    return DeviceWatch(band_above=policy.initial_band, band_below=policy.initial_band)
 
 
 def _observed(known: DeviceWatch, log_ratio: float, policy: Policy) -> DeviceWatch:
@@ -96,6 +127,8 @@ def _observed(known: DeviceWatch, log_ratio: float, policy: Policy) -> DeviceWat
         below=below,
         above_steps=known.above_steps + 1 if above else 0,
         below_steps=known.below_steps + 1 if below else 0,
+        present_steps=known.present_steps + 1,
+        revisits=known.revisits if known.present_steps < policy.calm_steps else 0,
     )
 
 
@@ -105,21 +138,26 @@ def _summed(evidence: float, deviation: float, policy: Policy) -> float:
     return min(max(0.0, evidence + clipped - policy.allowance), policy.evidence + policy.clip)
 
 
-def _evidence(known: DeviceWatch) -> float:
-    return max(known.above, known.below)
-
-
 def _estimate(known: DeviceWatch) -> float:
     steps = known.above_steps if known.above > known.below else known.below_steps
     return median(known.recent[-max(steps, 1) :])
+
+
+def _finding(name: str, known: DeviceWatch, estimate: float) -> str:
+    steps = max(known.above_steps, known.below_steps)
+    low, high = exp(-known.band_below) - 1, exp(known.band_above) - 1
+    return (
+        f"{name} computes {exp(estimate - known.reference):.2f} times as long as planned for, "
+        f"over {steps} steps (ordinary are {low:+.0%} to {high:+.0%})"
+    )
 
 
 def _due(state: ControlState, deviating: dict[str, DeviceWatch], policy: Policy) -> bool:
     """Whether the last decision is long enough ago, and no other change is under way."""
     if state.pending is not None:
         before = state.pending.before_step
-        # A change for a batch further ahead can wait and will be planned again.
-        if before is None or before <= state.next_step + 1:
+        # A change for a batch further ahead is replaced, and planned again when this one is in force.
+        if before is None or before <= state.next_step + _SUBMITTED:
             return False
     if state.judged_step is None:
         return True
@@ -155,20 +193,16 @@ def _lately(state: ControlState, policy: Policy) -> bool:
 def _decided(
     state: ControlState, choice: Choice | None, reason: str, policy: Policy
 ) -> tuple[ControlState, tuple[Command, ...]]:
-    moved = tuple(step for step in state.moved_steps if step > state.next_step - policy.calm_steps)
-    # Two moves answer one change (the second corrects the first); more of them are asked for more.
-    min_gain = policy.min_gain * 2 ** min(max(len(moved) - 1, 0), 2)
-    steps = policy.horizon_steps
+    min_gain, steps = asked_gain(state, policy), policy.horizon_steps
     acted = choice is not None and choice.worthwhile(steps, min_gain, policy.move_margin)
     found = choice.sentence(steps) if choice else "the plan in force is still the best that fits"
-    verdict = "" if acted or choice is None else f" (not worth it: asked for {min_gain:.0%} and {policy.move_margin:.0%} over the cost)"
+    if choice is not None and not acted:
+        found += f", which is not worth it (asked: {min_gain:.0%} and {policy.move_margin:.0%} over the cost)"
     decision = Decision(
-        step=state.next_step, trigger=Trigger.DEVIATION, acted=acted, reason=f"{reason}: {found}{verdict}"
+        step=state.next_step, trigger=Trigger.DEVIATION, acted=acted, reason=f"{reason}: {found}"
     )
     if not acted or choice is None:
         return replace(state, decision=decision, stays=min(state.stays + 1, _MAX_STAYS)), ()
     command = Repartition(plan=choice.plan, reason=decision.reason)
-    state = replace(
-        state, decision=decision, stays=0, pending=command, moved_steps=(*moved, state.next_step)
-    )
+    state = replace(state, decision=decision, stays=0, pending=command, moved_steps=moved(state, policy))
     return state, (command,)

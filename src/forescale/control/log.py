@@ -1,7 +1,7 @@
 """A run's record: a header, then every event with the commands it led to, as JSON objects.
 
-Encoding is exact: ``decode(encode(record)) == record``, floats included (JSON carries the shortest decimal that
-reads back as the same double; NaN and the infinities are written as strings). What it does with files is
+Encoding is exact: ``decode(encode(record)) == record``, floats included (JSON carries the shortest decimal
+that reads back as the same double; NaN and the infinities are written as strings). Files are the business of
 :mod:`forescale.engine.runlog`.
 """
 
@@ -15,9 +15,9 @@ from math import isfinite
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from forescale.control.messages import Command, Event
 from forescale.control.policy import Policy
 from forescale.core.errors import InvalidInput
+from forescale.engine.messages import Command, Event
 
 LOG_VERSION = 1
 

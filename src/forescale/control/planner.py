@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Protocol
 
-from forescale.control.messages import Binding
 from forescale.core.cluster import Cluster
 from forescale.core.errors import InfeasiblePlan
+from forescale.engine.messages import Binding
 from forescale.plan.moves import move_s
 from forescale.plan.partition import partition, predict
 from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage

@@ -28,6 +28,8 @@ class Policy:
         evidence: sum of (clipped deviation - allowance) that calls for a decision; with the defaults
             four clipped steps in a row.
         big_shift: change of log time that is judged even in the cool-down of a decision to stay.
+        revisit_steps: an idle device that was too slow is taken to be as profiled again after so many
+            steps, each time after twice as many.
         min_run_steps: batches of a new shape that must be in view before the run is taken to last.
         review_steps: with shapes that change all the time, steps between looks at their mixture.
     """
@@ -47,5 +49,6 @@ class Policy:
     clip: float = 2.0
     evidence: float = 4.5
     big_shift: float = 0.2
+    revisit_steps: int = 100
     min_run_steps: int = 3
     review_steps: int = 16

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from forescale.control.log import Header, Record
-from forescale.control.messages import Command, Repartition, Stop
 from forescale.control.planner import Planner
 from forescale.control.policy import Policy
 from forescale.control.state import ControlConfig, ControlState, Decision
 from forescale.control.training import step
 from forescale.core.errors import InvalidInput
+from forescale.engine.messages import Command, Repartition, Stop
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,11 +32,13 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayReport:
-    """Attributes:
-    events: how many events were decided on.
-    commands: the commands derived.
-    decisions: every question that was decided, with its reason.
-    differences: empty when the record is explained exactly.
+    """What came out of deciding a run again.
+
+    Attributes:
+        events: how many events were decided on.
+        commands: the commands derived.
+        decisions: every question that was decided, with its reason.
+        differences: empty when the record is explained exactly.
     """
 
     events: int

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from forescale.control.messages import Binding, Repartition
 from forescale.control.planner import Planner
 from forescale.control.policy import Policy
+from forescale.engine.messages import Binding, Repartition
 from forescale.forecast.forecaster import ForecasterState
 from forescale.plan.partition_plan import PartitionPlan
 
@@ -51,6 +51,8 @@ class DeviceWatch:
         band_above, band_below: how far from the reference an ordinary log ratio lies.
         above, below: evidence that it has left the band, in band widths.
         above_steps, below_steps: for how many steps that evidence has stood.
+        present_steps, idle_steps: for how many steps the plan has, or has not, used the device.
+        revisits: how many times an idle device was tried again without staying for long.
     """
 
     forecast: ForecasterState | None = None
@@ -64,33 +66,38 @@ class DeviceWatch:
     below: float = 0.0
     above_steps: int = 0
     below_steps: int = 0
+    present_steps: int = 0
+    idle_steps: int = 0
+    revisits: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ControlState:
-    """Attributes:
-    plan: the plan in force, None before the run has started.
-    next_step: the first step that has not finished.
-    ahead: known bindings by step, from ``next_step`` on.
-    recent: bindings of the last finished steps, newest last.
-    same_shape_steps: for how many steps the batch has had the shape it has.
-    pending: the last command to repartition, until it is carried out.
-    unsettled_steps: steps that are still not to be judged.
-    watches: by device.
-    speeds: estimated speeds by device; empty while all run as profiled.
-    candidates: plans considered at these speeds, by class of batch; None where none fits.
-    move_overhead_s: what a repartition is taken to cost beside sending; None until one was seen.
-    moved_steps: when the plan was changed because of a deviation.
-    judged_step, stays: when deviations were last judged, and how many times in a row that led to nothing.
-    reviewed_step: when the mixture of shapes was last looked at.
-    decision: the last one.
+    """Everything the next decision depends on; begins as ``ControlState()``.
+
+    Attributes:
+        plan: the plan in force, None before the run has started.
+        next_step: the first step that has not finished.
+        ahead: known bindings by step, from ``next_step`` on.
+        recent: bindings of the last finished steps, newest last.
+        alike_steps: how many of the last batches were alike.
+        pending: the last command to repartition, until it is carried out.
+        unsettled_steps: steps that are still not to be judged.
+        watches: by device.
+        speeds: estimated speeds by device; empty while all run as profiled.
+        candidates: plans considered at these speeds, by class of batch; None where none fits.
+        move_overhead_s: what a repartition is taken to cost beside sending; None until one was seen.
+        moved_steps: when the plan was changed lately without a change of shape.
+        judged_step, stays: when deviations were last judged, and how many times in a row that led to nothing.
+        reviewed_step: when the mixture of shapes was last looked at.
+        decision: the last one.
     """
 
     plan: PartitionPlan | None = None
     next_step: int = 0
     ahead: Mapping[int, Binding] = field(default_factory=dict)
     recent: tuple[Binding, ...] = ()
-    same_shape_steps: int = 0
+    alike_steps: int = 0
     pending: Repartition | None = None
     unsettled_steps: int = 0
     watches: Mapping[str, DeviceWatch] = field(default_factory=dict)

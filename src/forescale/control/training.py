@@ -10,7 +10,9 @@ from dataclasses import replace
 from typing import assert_never
 
 from forescale.control import ahead, deviation
-from forescale.control.messages import (
+from forescale.control.choice import alike
+from forescale.control.state import ControlConfig, ControlState, Decision, Trigger
+from forescale.engine.messages import (
     BatchesAhead,
     Binding,
     CheckpointWritten,
@@ -22,7 +24,6 @@ from forescale.control.messages import (
     Stop,
     WorkerExited,
 )
-from forescale.control.state import ControlConfig, ControlState, Decision, Trigger
 
 _RECENT = 32
 """Finished batches whose shapes are remembered."""
@@ -76,13 +77,17 @@ def _look_ahead(state: ControlState, config: ControlConfig) -> tuple[ControlStat
 def _step_finished(
     state: ControlState, event: StepFinished, config: ControlConfig
 ) -> tuple[ControlState, tuple[Command, ...]]:
-    same = bool(state.recent) and state.recent[-1] == event.binding
+    like_before = (
+        state.plan is not None
+        and bool(state.recent)
+        and alike(state.plan, state.recent[-1], event.binding, config.planner)
+    )
     state = replace(
         state,
         next_step=event.step + 1,
         ahead={number: binding for number, binding in state.ahead.items() if number > event.step},
         recent=(*state.recent, event.binding)[-_RECENT:],
-        same_shape_steps=state.same_shape_steps + 1 if same else 1,
+        alike_steps=state.alike_steps + 1 if like_before else 1,
     )
     if state.plan is None:
         return state, ()
@@ -95,7 +100,8 @@ def _step_finished(
 def _repartitioned(state: ControlState, event: Repartitioned, config: ControlConfig) -> ControlState:
     overhead_s = state.move_overhead_s
     if state.recent:
-        overhead_s = max(0.0, event.pause_s - config.planner.move_s(state.recent[-1], event.before, event.after))
+        sending_s = config.planner.move_s(state.recent[-1], event.before, event.after)
+        overhead_s = max(0.0, event.pause_s - sending_s)
     return replace(
         state,
         plan=event.after,

@@ -82,7 +82,10 @@ class ProcessBackend(Protocol):
         ...
 
     def stop(self, handle: ProcessHandle, grace_s: float) -> ProcessExit:
-        """End a process: ask, wait ``grace_s``, then kill it and all it started. Harmless when it has ended."""
+        """End a process: ask, wait ``grace_s``, then kill it and all it started.
+
+        Harmless when it has ended.
+        """
         ...
 
     def exits(self) -> tuple[ProcessExit, ...]:

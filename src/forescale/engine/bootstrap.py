@@ -44,8 +44,8 @@ def request(spec: ProcessSpec, invitation: Invitation) -> bytes:
 def main() -> int:
     """Become the process that standard input describes; the exit code.
 
-    Sends ``{"type": "connected", "pid": ...}`` first, and ``{"type": "failed", "error": one line, "traceback":
-    ...}`` if the entry raises. The process ends when its standard input does, which is when its parent dies.
+    It sends ``{"type": "connected", "pid": ...}`` first, and if the entry raises ``{"type": "failed",
+    "error": one line, "traceback": ...}``. It ends when its standard input does: when its parent dies.
     """
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the coordinator's to handle
@@ -65,9 +65,8 @@ def _run(entry: str, channel: Channel, device: Device, config: Mapping[str, Any]
         call: Entry = getattr(import_module(module), function)
         call(channel, device, config)
     except PeerGone as error:
-        print(error, file=sys.stderr)
-        return 1
-    except Exception as error:
+        raise SystemExit(str(error)) from error
+    except Exception as error:  # noqa: BLE001 - whatever the user's code raises is told to the coordinator
         traceback.print_exc()
         channel.send({"type": "failed", "error": _line(error), "traceback": traceback.format_exc()})
         return 1
@@ -80,7 +79,7 @@ def _line(error: Exception) -> str:
 
 
 def _die_with_parent() -> None:
-    """Ask Linux to kill this process when the thread that started it ends; elsewhere ``_watch`` does alone."""
+    """Ask Linux to kill this process when the thread that started it ends; elsewhere there is ``_watch``."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

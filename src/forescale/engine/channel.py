@@ -135,7 +135,10 @@ class ChannelServer:
         return _send(self._router, packed, frames)
 
     def poll(self, timeout_s: float | None, *others: Waitable) -> bool:
-        """Wait until a message is here or one of ``others`` is readable, at most ``timeout_s`` (None: for ever).
+        """Wait until a message is here or one of ``others`` is readable.
+
+        Args:
+            timeout_s: wait at most this long (None: for ever).
 
         Returns:
             Whether a message is here.
@@ -158,7 +161,7 @@ class ChannelServer:
             try:
                 return _message(sender, parts)
             except ValueError as error:
-                import structlog  # here: no worker needs its 60 ms of import
+                import structlog  # noqa: PLC0415 - no worker needs its 60 ms of import
 
                 structlog.get_logger().error("message_dropped", sender=sender, reason=str(error))
         return None
@@ -235,6 +238,8 @@ class Channel:
 
     def close(self, linger_s: float = 30.0) -> None:
         """Close, giving unsent messages ``linger_s`` to leave. Harmless the second time."""
+        if self._dealer.closed:
+            return
         self._dealer.disable_monitor()
         self._partings.close(0)
         self._dealer.close(0 if self._gone else _milliseconds(linger_s))
@@ -268,7 +273,7 @@ def _admit(gate: zmq.Socket[bytes], public_key: bytes) -> None:
 def _configure(socket: zmq.Socket[bytes]) -> None:
     socket.setsockopt(zmq.SNDHWM, 0)
     socket.setsockopt(zmq.RCVHWM, 0)
-    # The kernels' keep-alive notices a dead machine, and unlike ZeroMQ's heartbeats leaves a stopped process be.
+    # The kernel's keep-alive notices a dead machine and, unlike ZeroMQ's heartbeats, lets a process pause.
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 10)
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, 5)

@@ -59,8 +59,8 @@ class _Child:
 class LocalBackend:
     """A ``ProcessBackend`` of subprocesses.
 
-    Each leads its own session, so that Ctrl-C reaches the coordinator alone, and dies with this process however
-    that ends. On Linux it also dies with the *thread* that called ``start``.
+    Each leads its own session, so that Ctrl-C reaches the coordinator alone, and dies with this process
+    however that ends. On Linux it also dies with the *thread* that called ``start``.
 
     Args:
         invitation: how processes reach the coordinator.
@@ -191,7 +191,7 @@ def _environment(spec: ProcessSpec) -> dict[str, str]:
 
 
 def _visible_accelerator(device: Device) -> str:
-    """The one accelerator of a device, as ``CUDA_VISIBLE_DEVICES`` names it: ``cuda:0`` inside the process."""
+    """A device's accelerator as ``CUDA_VISIBLE_DEVICES`` names it; the process knows it as ``cuda:0``."""
     if device.kind is not DeviceKind.CUDA:
         return ""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

@@ -29,8 +29,9 @@ class RunLog:
         self.checkpoint: str | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b", buffering=0)
-            self._file.truncate(_complete_bytes(path))
+            if path.exists():
+                os.truncate(path, _complete_bytes(path))
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -63,7 +64,7 @@ class RunLog:
 
     def _failed(self, error: OSError) -> RunFailed:
         return RunFailed(
-            f"cannot write the run log {self.path}: {error.strerror}; free space there or choose another place",
+            f"cannot write the run log {self.path}: {error.strerror}; make room or choose another place",
             checkpoint=self.checkpoint,
         )
 

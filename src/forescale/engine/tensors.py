@@ -58,5 +58,7 @@ def _tensor(entry: Mapping[str, Any], frame: Frame) -> Tensor:
         raise ValueError(f"{entry['name']}: {size_bytes:,} bytes for {entry['dtype']} of shape {shape}")
     if size_bytes == 0:
         return torch.empty(shape, dtype=dtype)
-    tensor = torch.frombuffer(frame, dtype=dtype).reshape(shape)
-    return tensor if tensor.data_ptr() % dtype.itemsize == 0 else tensor.clone()
+    octets = torch.frombuffer(frame, dtype=torch.uint8)
+    if octets.data_ptr() % dtype.itemsize:  # torch's vector instructions crash on values that straddle
+        octets = octets.clone()
+    return octets.view(dtype).reshape(shape)

@@ -13,7 +13,7 @@ Axes: H = horizon, L = level (of quantile).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import isnan
 from statistics import median
 
@@ -32,11 +32,13 @@ _SCALE_PER_MAD = 1.4826  # standard deviation of a Gaussian over its median abso
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Learned:
-    """Attributes:
-    levels: the level after each of the last steps since a restart, newest last.
-    errors_H: last errors per horizon, newest last.
-    above, below: evidence of an upward and of a downward shift, in scales.
-    above_values, below_values: the values since that evidence was last nil.
+    """Everything the next forecast depends on.
+
+    Attributes:
+        levels: the level after each of the last steps since a restart, newest last.
+        errors_H: last errors per horizon, newest last.
+        above, below: evidence of an upward and of a downward shift, in scales.
+        above_values, below_values: the values since that evidence was last nil.
     """
 
     levels: tuple[float, ...] = ()
@@ -59,17 +61,17 @@ class LevelForecaster:
 
     def __init__(
         self,
-        step_s: float,
+        step_s: float,  # noqa: ARG002 - every forecaster is constructed alike
         horizon_steps: Sequence[int] = (1, 5, 15, 60),
         levels: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99),
-        season_steps: int | None = None,
+        season_steps: int | None = None,  # noqa: ARG002 - every forecaster is constructed alike
     ) -> None:
         self._horizon_steps = tuple(horizon_steps)
         self._levels = np.asarray(levels, dtype=np.float64)
         self._learned = _Learned(errors_H=((),) * len(self._horizon_steps))
         self._kept_levels = max(self._horizon_steps[-1], round(1.0 / _SMOOTHING))
 
-    def update(self, value: float, covariates: Covariates | None = None) -> None:
+    def update(self, value: float, covariates: Covariates | None = None) -> None:  # noqa: ARG002 - the protocol's
         if isnan(value):
             return
         learned = self._learned
@@ -99,7 +101,7 @@ class LevelForecaster:
             learned = _restarted(learned, learned.below_values)
         self._learned = learned
 
-    def predict(self, covariates: Covariates | None = None) -> Array:
+    def predict(self, covariates: Covariates | None = None) -> Array:  # noqa: ARG002 - the protocol's
         level = self._learned.levels[-1] if self._learned.levels else 0.0
         quantiles_HL = np.full((len(self._horizon_steps), len(self._levels)), level)
         known: tuple[float, ...] = ()
@@ -110,7 +112,8 @@ class LevelForecaster:
         return quantiles_HL
 
     def state(self) -> ForecasterState:
-        return asdict(self._learned)
+        # Tuples all the way down, so nothing needs to be copied.
+        return {field.name: getattr(self._learned, field.name) for field in fields(self._learned)}
 
     def restore(self, state: ForecasterState) -> None:
         self._learned = _Learned(

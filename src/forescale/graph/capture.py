@@ -22,21 +22,23 @@ from forescale.graph.model import ModelGraph
 from forescale.graph.translate import translate
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """Stands for a tensor of the graph in the model's output."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class OutputLayout:
-    """How the model's output is rebuilt from the graph's output tensors.
+    """The model's output, with an :class:`OutputTensor` in place of every tensor."""
 
-    Attributes:
-        spec: tree structure of the output.
-        leaves: per leaf of the tree, the tensor's name (wrapped in a 1-tuple) or a constant.
-    """
-
-    spec: pytree.TreeSpec
-    leaves: tuple[Any, ...]
+    template: Any
 
     def rebuild(self, tensors: Mapping[str, torch.Tensor]) -> Any:
-        leaves = [tensors[leaf[0]] if isinstance(leaf, tuple) else leaf for leaf in self.leaves]
-        return pytree.tree_unflatten(leaves, self.spec)
+        return pytree.tree_map(
+            lambda leaf: tensors[leaf.name] if isinstance(leaf, OutputTensor) else leaf, self.template
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +89,8 @@ def translate_captured(exported: ExportedProgram, model: nn.Module) -> CapturedM
     spec = exported.call_spec.out_spec
     if spec is None:
         raise CaptureFailed("the model returns nothing")
-    return CapturedModel(graph=graph, state=state, output=OutputLayout(spec=spec, leaves=leaves), modules={})
+    template = pytree.tree_unflatten([OutputTensor(*leaf) if isinstance(leaf, tuple) else leaf for leaf in leaves], spec)
+    return CapturedModel(graph=graph, state=state, output=OutputLayout(template), modules={})
 
 
 class _PlainOutput(nn.Module):

@@ -16,34 +16,41 @@ Shape = tuple[Size, ...]
 Flops = tuple[Size, Size]
 """Forward and backward."""
 
-VIEWS = frozenset(
-    "alias as_strided chunk detach diagonal expand expand_as flatten imag lift_fresh lift_fresh_copy movedim narrow "
-    "permute real select slice split split_with_sizes squeeze swapaxes t tensor_split transpose unbind unflatten "
-    "unfold unsafe_chunk unsafe_split unsqueeze view view_as view_as_complex view_as_real".split()
+
+def _names(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+VIEWS = _names(
+    "alias as_strided chunk detach diagonal expand expand_as flatten imag lift_fresh lift_fresh_copy "
+    "movedim narrow permute real select slice split split_with_sizes squeeze swapaxes t tensor_split "
+    "transpose unbind unflatten unfold unsafe_chunk unsafe_split unsqueeze view view_as view_as_complex "
+    "view_as_real"
 )
 """Operators that only describe existing memory anew."""
 
-COPIES = frozenset(
-    "_to_copy arange cat clone constant_pad_nd contiguous copy empty empty_like fill flip full full_like hstack "
-    "index_put new_empty new_full new_ones new_zeros ones ones_like pad pixel_shuffle pixel_unshuffle repeat "
-    "repeat_interleave reshape roll scalar_tensor stack tile to tril triu type_as vstack zeros zeros_like".split()
+COPIES = _names(
+    "_to_copy arange cat clone constant_pad_nd contiguous copy empty empty_like fill flip full full_like "
+    "hstack index_put new_empty new_full new_ones new_zeros ones ones_like pad pixel_shuffle "
+    "pixel_unshuffle repeat repeat_interleave reshape roll scalar_tensor stack tile to tril triu type_as "
+    "vstack zeros zeros_like"
 )
 """Operators that move or make elements and compute nothing."""
 
-GATHERS = frozenset("embedding gather index index_select take take_along_dim".split())
+GATHERS = _names("embedding gather index index_select take take_along_dim")
 """Operators that read from a table as many elements as they return."""
 
-_NORMALISATIONS = frozenset(
-    "_native_batch_norm_legit batch_norm group_norm instance_norm layer_norm native_batch_norm native_group_norm "
-    "native_layer_norm rms_norm _fused_rms_norm".split()
+_NORMALISATIONS = _names(
+    "_native_batch_norm_legit batch_norm group_norm instance_norm layer_norm native_batch_norm "
+    "native_group_norm native_layer_norm rms_norm _fused_rms_norm"
 )
-_SOFTMAXES = frozenset(
-    "_log_softmax _softmax cross_entropy_loss log_softmax logsumexp nll_loss nll_loss_nd softmax".split()
+_SOFTMAXES = _names(
+    "_log_softmax _softmax cross_entropy_loss log_softmax logsumexp nll_loss nll_loss_nd softmax"
 )
-_REDUCTIONS = frozenset(
-    "all amax amin any argmax argmin binary_cross_entropy binary_cross_entropy_with_logits count_nonzero cumprod "
-    "cumsum huber_loss kl_div l1_loss linalg_vector_norm max mean min mse_loss norm prod smooth_l1_loss sort std sum "
-    "topk var var_mean".split()
+_REDUCTIONS = _names(
+    "all amax amin any argmax argmin binary_cross_entropy binary_cross_entropy_with_logits count_nonzero "
+    "cumprod cumsum huber_loss kl_div l1_loss linalg_vector_norm max mean min mse_loss norm prod "
+    "smooth_l1_loss sort std sum topk var var_mean"
 )
 _CAUSAL_BLOCK = 512
 
@@ -170,23 +177,25 @@ def _convolution(call: Call) -> Flops:
 
 
 def _einsum(call: Call) -> Flops:
-    """Pairwise from left to right, as PyTorch contracts without ``opt_einsum``."""
+    """Pairwise from left to right, as PyTorch contracts without opt_einsum."""
     equation, operands = str(call.argument(0)).replace(" ", ""), call.argument(1)
-    terms, _, result = equation.partition("->")
+    terms, arrow, result = equation.partition("->")
     labels = [_labels(term, len(call.shape(o))) for term, o in zip(terms.split(","), operands, strict=True)]
     sizes = {
         k: size
         for axes, o in zip(labels, operands, strict=True)
         for k, size in zip(axes, call.shape(o), strict=True)
     }
-    kept = set(_labels(result, len(call.output_shape))) if "->" in equation else set[str]()
-    left, steps = set(labels[0]), list[Size]()
-    for position, right in enumerate(labels[1:], start=1):
+    kept = set(_labels(result, len(call.output_shape))) if arrow else set(sizes)
+    left, flows = set(labels[0]), call.needs_gradient(operands[0])
+    forward, backward = list[Size](), list[Size]()
+    for position, (right, operand) in enumerate(zip(labels[1:], operands[1:], strict=True), start=1):
         both = left | set(right)
-        steps.append(product((2, *(sizes[k] for k in sorted(both)))))
-        left = both & kept.union(*labels[position + 1 :]) if "->" in equation else both
-    forward = total(steps) if steps else product(sizes.values())
-    return _contraction(call, forward, operands)
+        forward.append(product((2, *(sizes[k] for k in sorted(both)))))
+        backward += forward[-1:] * (flows + call.needs_gradient(operand))
+        flows |= call.needs_gradient(operand)
+        left = both & kept.union(*labels[position + 1 :])
+    return total(forward), total(backward)
 
 
 def _labels(term: str, rank: int) -> list[str]:
@@ -201,8 +210,8 @@ def _attention(call: Call) -> Flops:
 
     Without dropout the fused kernel (FlashAttention, Dao 2023) runs: its backward recomputes the scores,
     5 products against the forward's 2, and with ``is_causal`` it skips blocks of 512 keys that lie wholly
-    after their queries, so that sequences up to 512 cost the full square. With dropout, or with a mask that needs a
-    gradient, the scores are materialised: full square, 4 products in backward.
+    after their queries, so that sequences up to 512 cost the full square. With dropout, or with
+    a mask that needs a gradient, the scores are materialised: full square, 4 products in backward.
     """
     query, key, value = (call.argument(k) for k in range(3))
     *batch, queries, width = call.shape(query)
@@ -223,7 +232,7 @@ def attention_is_fused(call: Call) -> bool:
 
 
 def materialised_scores(call: Call) -> Size:
-    """Bytes by which attention without a fused kernel moves its scores (product, softmax, dropout: in and out)."""
+    """Bytes by which unfused attention moves its scores: product, softmax and dropout, in and out."""
     if call.name != "scaled_dot_product_attention" or attention_is_fused(call):
         return 0
     query, key = call.argument(0), call.argument(1)
@@ -231,14 +240,16 @@ def materialised_scores(call: Call) -> Size:
 
 
 def _causal_pairs(queries: Size, keys: Size) -> Size:
-    if queries != keys:
-        return product((queries, keys))
+    """Query-key pairs when a query sees all keys up to the end of its block of 512."""
+    diagonal = queries if queries == keys else f"Min({queries}, {keys})"
+    blocks = f"(({diagonal})//{_CAUSAL_BLOCK})"
     half = _CAUSAL_BLOCK * _CAUSAL_BLOCK // 2
-    # n full blocks of 512 queries see 1, 2 … n blocks of keys; the queries that are left see all keys.
-    blocks = f"(({queries})//{_CAUSAL_BLOCK})"
-    return total(
-        (product((half, blocks, f"({blocks} + 1)")), product((f"({queries}) % {_CAUSAL_BLOCK}", keys)))
-    )
+    whole = product(
+        (half, blocks, f"({blocks} + 1)")
+    )  # n whole blocks of queries see 1, 2 … n blocks of keys
+    rest = product((f"({diagonal}) % {_CAUSAL_BLOCK}", f"Min({keys}, {_CAUSAL_BLOCK}*({blocks} + 1))"))
+    below = 0 if queries == keys else product((f"({queries}) - {diagonal}", keys))
+    return total((whole, rest, below))
 
 
 def _recurrent(call: Call) -> Flops:

@@ -132,6 +132,25 @@ class SavedStorage:
     size_bytes: Size
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEvent:
+    """A storage begins or ends while the whole model runs one microbatch forward and backward.
+
+    Attributes:
+        operator: index of the operator whose call it is; ``len(operators)`` for the loss.
+        backward: whether in its backward.
+        storage: number of the storage, the same in its begin and its end.
+        size_bytes: size of the whole storage.
+        begins: whether it begins or ends.
+    """
+
+    operator: int
+    backward: bool
+    storage: int
+    size_bytes: Size
+    begins: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelGraph:
     """A captured forward: operators in topological order and everything they read and make.
@@ -142,6 +161,7 @@ class ModelGraph:
         symbols: how each symbol gets its value from a batch.
         example: the symbols' values in the batch it was captured with.
         saved: what autograd keeps (empty until measured by :mod:`forescale.graph.saved`).
+        memory: begin and end of every storage, in order (empty until measured likewise).
     """
 
     operators: tuple[Operator, ...]
@@ -154,6 +174,7 @@ class ModelGraph:
     symbols: Mapping[str, SymbolSource]
     example: Mapping[str, int]
     saved: tuple[SavedStorage, ...] = ()
+    memory: tuple[MemoryEvent, ...] = ()
 
     def bind(self, shapes: Mapping[str, Sequence[int]]) -> dict[str, int]:
         """Values of the symbols in a batch.

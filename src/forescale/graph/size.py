@@ -219,6 +219,8 @@ def _call(
 
 
 def _whole(value: Any, size: Size) -> int:
-    if isinstance(value, float) and not value.is_integer():
+    if not isinstance(value, float):
+        return value  # also torch.SymInt, when memory is traced with symbolic shapes
+    if not value.is_integer():
         raise InvalidInput(f"the size {str(size)[:80]!r} is {value}, not a whole number")
     return int(value)

@@ -73,7 +73,8 @@ def move_bytes(
     Args:
         optimizer_state_ratio: bytes of optimiser state per byte of trainable parameters (AdamW: 2).
     """
-    return round(sum(_sent_bytes(graph, move.name, optimizer_state_ratio) for move in moves(graph, before, after)))
+    changes = moves(graph, before, after)
+    return round(sum(_sent_bytes(graph, move.name, optimizer_state_ratio) for move in changes))
 
 
 def move_s(problem: PartitionProblem, before: PartitionPlan, after: PartitionPlan) -> float:

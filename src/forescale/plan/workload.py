@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from forescale.graph.model import Buffer, ModelGraph, Parameter
+from forescale.graph.model import Buffer, ModelGraph, Parameter, SavedStorage
 from forescale.graph.size import evaluate, tensor_bytes
 from forescale.plan.problem import Array, MicrobatchCosts, PartitionProblem
 
@@ -77,10 +77,8 @@ def tabulate(problem: PartitionProblem) -> Workload:
     }
     made = {n: r for n, r in readers.items() if graph.tensors[n].producer is not None and r}
     fed = {n: r for n, r in readers.items() if graph.tensors[n].producer is None and r}
-    storages = {
-        s.name: (index, s.operators) for index, s in enumerate(graph.saved) if s.name not in fed and s.operators
-    }
-    kept = [index for index, _ in storages.values()]
+    kept = [index for index, s in enumerate(graph.saved) if s.name not in fed and s.operators]
+    storages = [graph.saved[index] for index in kept]
     carries = np.array([graph.tensors[name].requires_grad for name in made], dtype=float)
     message_bytes_CI = _tensor_bytes(costs, made)
     parameters = list(graph.parameters.values())
@@ -99,10 +97,10 @@ def tabulate(problem: PartitionProblem) -> Workload:
         message_bytes_CI=message_bytes_CI,
         gradient_bytes_CI=message_bytes_CI * carries,
         storages=_incidence(
-            [*(operators for _, operators in storages.values()), (loss,)],
-            [*(_maker(graph, name, operators) for name, (_, operators) in storages.items()), loss],
+            [*(storage.operators for storage in storages), (loss,)],
+            [*(_maker(graph, storage) for storage in storages), loss],
         ),
-        storage_of_I=_places(made, list(storages)),
+        storage_of_I=_places(made, [storage.name for storage in storages]),
         saved_bytes_CI=np.stack([np.append(c.saved_bytes_R[kept], c.loss_saved_bytes) for c in costs]),
         inputs=_incidence(fed.values()),
         input_bytes_CI=_tensor_bytes(costs, fed),
@@ -114,10 +112,10 @@ def tabulate(problem: PartitionProblem) -> Workload:
     )
 
 
-def _maker(graph: ModelGraph, name: str, operators: tuple[int, ...]) -> int:
+def _maker(graph: ModelGraph, storage: SavedStorage) -> int:
     """The operator that makes a storage; one that no graph tensor owns is made by its first reader."""
-    producer = graph.tensors[name].producer if name in graph.tensors else None
-    return min(operators) if producer is None else producer
+    tensor = graph.tensors.get(storage.name)
+    return min(storage.operators) if tensor is None or tensor.producer is None else tensor.producer
 
 
 def _with_loss(seconds_DO: Array, loss_s_D: Array) -> Array:

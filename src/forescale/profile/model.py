@@ -200,19 +200,25 @@ class ModelProfile:
                 size_bytes.append(load_P[1])
         return fit_roofline(np.concatenate(seconds), np.concatenate(flops), np.concatenate(size_bytes))
 
+    @cached_property
+    def _points(self) -> Mapping[DeviceKind, tuple[tuple[Array, Array], ...]]:
+        """Per kind and phase: the measured microbatches' rooflines, and measured seconds over roofline."""
+        points: dict[DeviceKind, tuple[tuple[Array, Array], ...]] = {}
+        for kind, profile in self.kinds.items():
+            loads = [self._loads_P(measured.binding) for measured in profile.measurements]
+            phases: list[tuple[Array, Array]] = []
+            for phase in (0, 1):
+                roof_s_KP = np.stack([_roof_s_P(self._rooflines[kind], *load[phase]) for load in loads])
+                seconds_KP = np.stack([_seconds_P(measured)[phase] for measured in profile.measurements])
+                phases.append((roof_s_KP, seconds_KP / roof_s_KP))
+            points[kind] = tuple(phases)
+        return points
+
     def _predict(self, key: _Key, kind: DeviceKind) -> Seconds:
-        measurements = self._kind(kind).measurements
-        roofline = self._rooflines[kind]
+        self._kind(kind)
         predicted: list[Array] = []
-        for phase, load_P in enumerate(self._loads_P(dict(key))):
-            roof_s_P = np.maximum(roofline.seconds(*load_P), LEAST_ROOF_S)
-            roof_s_KP = np.stack(
-                [
-                    np.maximum(roofline.seconds(*self._loads_P(m.binding)[phase]), LEAST_ROOF_S)
-                    for m in measurements
-                ]
-            )
-            excess_KP = np.stack([_seconds_P(m)[phase] for m in measurements]) / roof_s_KP
+        for load_P, (roof_s_KP, excess_KP) in zip(self._loads_P(dict(key)), self._points[kind], strict=True):
+            roof_s_P = _roof_s_P(self._rooflines[kind], *load_P)
             predicted.append(roof_s_P * _interpolate(roof_s_P, roof_s_KP, excess_KP))
         return Seconds(forward_s_P=predicted[0], backward_s_P=predicted[1])
 
@@ -267,6 +273,10 @@ def _key(binding: Mapping[str, int]) -> _Key:
     return tuple(sorted(binding.items()))
 
 
+def _roof_s_P(roofline: Roofline, flops_P: Array, bytes_P: Array) -> Array:
+    return np.maximum(roofline.seconds(flops_P, bytes_P), LEAST_ROOF_S)
+
+
 def _seconds_P(measured: OperatorMeasurement) -> tuple[Array, Array]:
     return (
         np.append(measured.forward_s_O, measured.loss_forward_s),
@@ -292,7 +302,10 @@ def _interpolate(at_P: Array, points_KP: Array, values_KP: Array) -> Array:
     values_KP = np.take_along_axis(values_KP, order_KP, axis=0)
     result_P = values_KP[0].copy()
     for left in range(len(points_KP) - 1):
-        gap_P = np.maximum(points_KP[left + 1] - points_KP[left], LEAST_ROOF_S)
-        weight_P = np.clip((at_P - points_KP[left]) / gap_P, 0.0, 1.0)
+        gap_P = points_KP[left + 1] - points_KP[left]
+        # What costs the same in both was measured twice: take the mean.
+        weight_P = np.where(
+            gap_P > 0, np.clip((at_P - points_KP[left]) / np.maximum(gap_P, 1e-300), 0.0, 1.0), 0.5
+        )
         result_P += weight_P * (values_KP[left + 1] - values_KP[left])
     return result_P

@@ -25,7 +25,7 @@ from forescale.graph.program import Program, Reseed, compile_program
 from forescale.profile.measurement import Array, OperatorMeasurement
 
 Loss = Callable[[Any], torch.Tensor]
-"""Output of the model -> scalar loss; the batch is already inside."""
+"""Output of the model -> scalar loss; the batch is already inside, on the device of the measurement."""
 
 LEAST_PASSES, MOST_PASSES = 2, 25
 OPTIMIZER_BYTES = 64 << 20

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +34,12 @@ class Roofline:
 
 
 def fit_roofline(seconds: Array, flops: Array, size_bytes: Array) -> Roofline:
-    """The non-negative least-squares fit of the three terms to measured operators.
+    """The roofline of measured operators.
 
-    Residuals count relative to the root of the measured time: in absolute terms the largest operator
-    alone would decide, in relative ones the many that hardly do anything.
+    ``dispatch_s`` is the median of operators that neither compute nor move anything (without any, of the
+    fastest tenth). The rates are the non-negative least-squares fit, by relative error, to what the
+    operators take beyond it: fitted together, the three could trade places, because all operators of
+    one microbatch grow with it.
 
     Args:
         seconds, flops, size_bytes: one entry per measured operator; those with 0 s are left out.
@@ -46,11 +47,11 @@ def fit_roofline(seconds: Array, flops: Array, size_bytes: Array) -> Roofline:
     ran = seconds > 0
     if not ran.any():
         return Roofline(dispatch_s=0.0, flops_per_s=np.inf, bytes_per_s=np.inf)
-    weights = 1 / np.sqrt(seconds[ran])
-    columns = np.stack([np.ones(int(ran.sum())), flops[ran], size_bytes[ran]], axis=1)
-    scale = np.maximum(columns.max(axis=0), 1e-300)
-    coefficients = _non_negative(columns / scale * weights[:, None], seconds[ran] * weights) / scale
-    dispatch_s, per_flop_s, per_byte_s = (float(c) for c in coefficients)
+    seconds, flops, size_bytes = seconds[ran], flops[ran], size_bytes[ran]
+    free = seconds[(flops == 0) & (size_bytes == 0)]
+    dispatch_s = float(np.median(free) if free.size else np.quantile(seconds, 0.1))
+    work = (seconds > 2 * dispatch_s) & ((flops > 0) | (size_bytes > 0))
+    per_flop_s, per_byte_s = _non_negative_pair(flops[work], size_bytes[work], seconds[work] - dispatch_s)
     return Roofline(
         dispatch_s=dispatch_s,
         flops_per_s=1 / per_flop_s if per_flop_s else np.inf,
@@ -58,15 +59,17 @@ def fit_roofline(seconds: Array, flops: Array, size_bytes: Array) -> Roofline:
     )
 
 
-def _non_negative(matrix: Array, target: Array) -> Array:
-    """Least squares with coefficients >= 0: of three, the best over all subsets that come out positive."""
-    count = matrix.shape[1]
-    best, least = np.zeros(count), np.inf
-    for size in range(1, count + 1):
-        for chosen in combinations(range(count), size):
-            found = np.linalg.lstsq(matrix[:, chosen], target, rcond=None)[0]
-            error = float(((matrix[:, chosen] @ found - target) ** 2).sum())
-            if (found >= 0).all() and error < least:
-                best, least = np.zeros(count), error
-                best[list(chosen)] = found
-    return best
+def _non_negative_pair(first: Array, second: Array, target: Array) -> tuple[float, float]:
+    """Coefficients >= 0 of two columns with the least relative squared error, if need be of one alone."""
+    columns = np.stack([first, second], axis=1) / target[:, None]
+    scale = np.maximum(columns.max(axis=0, initial=0.0), 1e-300)
+    columns = columns / scale
+    best, least = np.zeros(2), np.inf
+    for chosen in ([0, 1], [0], [1]):
+        found = np.linalg.lstsq(columns[:, chosen], np.ones(len(target)), rcond=None)[0]
+        error = float(((columns[:, chosen] @ found - 1) ** 2).sum())
+        if (found >= 0).all() and error < least:
+            best, least = np.zeros(2), error
+            best[chosen] = found
+    per_first, per_second = best / scale
+    return float(per_first), float(per_second)

@@ -92,6 +92,14 @@ def test_measuring_gives_rates_and_leaves_the_process_as_it_was() -> None:
     assert measured.default_link.occupies_device
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpus_and_their_links_are_measured() -> None:
+    measured = measure_devices(find_cluster(["cuda:0", "cpu"]), budget_s=0.2)
+    assert measured.devices[0].flops_per_s > measured.devices[1].flops_per_s
+    assert measured.link("cuda0", "cpu0").bandwidth_bytes_per_s > 0
+
+
 def write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

@@ -6,7 +6,7 @@ import pickle
 import shutil
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -41,9 +41,18 @@ from forescale.plan.moves import holders
 from forescale.plan.partition_plan import PartitionPlan
 from forescale.profile.measurement import OperatorMeasurement
 
-_START_LIMIT_S = 120.0
+_START_LIMIT_S = 120
 _EXIT_NEWS_S = 2.0  # a worker that lost its peer complains before the kernel tells us the peer is dead
 _STOP_GRACE_S = 5.0
+
+WORKER_ENVIRONMENT = {
+    "GLOO_SOCKET_IFNAME": "lo",
+    # Activations come and go with every microbatch: glibc keeps their pages instead of giving them back to
+    # the kernel and faulting them in again.
+    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(256 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+}
 
 
 @dataclass(slots=True)
@@ -74,25 +83,20 @@ class TrainingEngine:
 
     Use it from one thread, as a context manager: leaving it ends every process it started.
 
+    Workers start when the context is entered and import what they need while the caller captures and
+    measures; :meth:`set_up` waits for them.
+
     Args:
         directory: the run's directory; logs of workers and checkpoints go there.
     """
 
-    def __init__(
-        self,
-        task: TrainingTask,
-        captured: CapturedModel,
-        template: OptimizerTemplate,
-        cluster: Cluster,
-        directory: Path,
-    ) -> None:
-        self._task = task
-        self._captured = captured
-        self._template = template
+    def __init__(self, cluster: Cluster, directory: Path) -> None:
         self._cluster = cluster
         self._directory = directory
         self._names = [device.name for device in cluster.devices]
         self._ranks = {name: rank for rank, name in enumerate(self._names)}
+        self._task: TrainingTask
+        self._captured: CapturedModel
         self._plan: PartitionPlan
         self._steps: dict[int, _StepInFlight] = {}
         self._switches: dict[int, _Switch] = {}
@@ -106,12 +110,14 @@ class TrainingEngine:
 
     def __enter__(self) -> Self:
         self._channel = ChannelServer()
-        self._backend: ProcessBackend = LocalBackend(invitation=self._channel.invitation, log_dir=self._directory / "workers")
-        self._store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=120))
+        self._backend: ProcessBackend = LocalBackend(
+            invitation=self._channel.invitation, log_dir=self._directory / "workers"
+        )
+        self._store = TCPStore(
+            "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_START_LIMIT_S)
+        )
         try:
             self._handles = [self._start_worker(rank) for rank in range(len(self._names))]
-            self._await("ready", _START_LIMIT_S)
-            self._set_up()
         except BaseException:
             self.__exit__()
             raise
@@ -133,20 +139,23 @@ class TrainingEngine:
             entry="forescale.engine.train.worker:main",
             device=self._cluster.devices[rank],
             config=config,
-            environment={"GLOO_SOCKET_IFNAME": "lo"},
+            environment=WORKER_ENVIRONMENT,
         )
         return self._backend.start(spec)
 
-    def _set_up(self) -> None:
-        buffers = {n: v.detach() for n, v in self._captured.state.items() if n in self._captured.graph.buffers}
+    def set_up(self, task: TrainingTask, captured: CapturedModel, template: OptimizerTemplate) -> None:
+        """Waits for the workers and tells them what they will train."""
+        self._task, self._captured = task, captured
+        self._await("ready", _START_LIMIT_S)
+        buffers = {n: v.detach() for n, v in captured.state.items() if n in captured.graph.buffers}
         assignment = Assignment(
-            captured=replace(self._captured, state=buffers),
-            optimizer=self._template,
-            scheduler=self._task.scheduler,
-            loss=self._task.loss,
-            clip_norm=self._task.clip_norm,
-            autocast=self._task.autocast,
-            seed=self._task.seed,
+            captured=replace(captured, state=buffers),
+            optimizer=template,
+            scheduler=task.scheduler,
+            loss=task.loss,
+            clip_norm=task.clip_norm,
+            autocast=task.autocast,
+            seed=task.seed,
             ranks=self._ranks,
         )
         self._broadcast({"type": "setup"}, [cloudpickle.dumps(assignment)])
@@ -184,6 +193,7 @@ class TrainingEngine:
             meta, frames = pack(values)
             self._send(name, {**header, "tensors": meta}, [pickle.dumps(plan), *frames])
         self._await("started", None)
+        self.last_checkpoint = checkpoint.path if checkpoint else None
         self._last_end_s = time.monotonic()
 
     @property
@@ -191,8 +201,17 @@ class TrainingEngine:
         """Steps that were submitted and have not finished."""
         return len(self._steps)
 
-    def submit(self, step: int, batch: Batch, predicted_s: float) -> None:
-        """Queues one step; returns at once."""
+    @property
+    def busy(self) -> bool:
+        """Whether a switch or a checkpoint is still under way."""
+        return bool(self._writing) or any(switch.step >= 0 for switch in self._switches.values())
+
+    def submit(self, step: int, batch: Batch, predict_s: Callable[[PartitionPlan], float]) -> None:
+        """Queues one step; returns at once.
+
+        Args:
+            predict_s: what the step should take under the plan it will run with.
+        """
         self._switch_if_due(step)
         args, kwargs = self._task.call(batch)
         rows = batch_rows(args, kwargs)
@@ -200,7 +219,7 @@ class TrainingEngine:
         binding = self._captured.graph.bind({n: tuple(t.shape) for n, t in inputs.items()})
         parts = microbatch_rows(rows, self._plan.microbatches)
         self._steps[step] = _StepInFlight(
-            binding=binding, rows=rows, tokens=next(iter(inputs.values())).numel(), predicted_s=predicted_s
+            binding=binding, rows=rows, tokens=next(iter(inputs.values())).numel(), predicted_s=predict_s(self._plan)
         )
         header = {
             "type": "step",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from forescale.engine.train.optimizer import WorkerOptimizer
 from forescale.graph.model import ModelGraph
 
 _ALIGNMENT_BYTES = 64
+_LARGE_BYTES = 1 << 18  # from here on, a message of its own costs less than a copy
 
 
 @dataclass(slots=True)
@@ -54,59 +56,109 @@ class Holdings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Slot:
-    """Where a tensor lies in a parcel; ``on_host`` for state that the optimizer keeps on the CPU."""
+class Slot:
+    """A tensor on its way; ``on_host`` for state that the optimizer keeps on the CPU.
 
-    offset: int
+    ``offset`` is its place among the small tensors, None if it travels by itself.
+    """
+
+    offset: int | None
     shape: tuple[int, ...]
     dtype: torch.dtype
     on_host: bool
 
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
 
-def pack(holdings: Holdings, names: Iterable[str]) -> torch.Tensor:
-    """Puts tensors with their optimiser state into one block of bytes on the device."""
-    entries: list[tuple[str, _Slot, dict[str, Any]]] = []
-    tensors: list[tuple[_Slot, torch.Tensor]] = []
+    def within(self, block: torch.Tensor, start: int) -> torch.Tensor:
+        assert self.offset is not None
+        first = start + self.offset
+        return block[first : first + self.size_bytes].view(self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """Tensors with their optimiser state, ready to be sent.
+
+    Large tensors are sent from where they lie; one block of bytes holds a description and all small ones.
+    """
+
+    block: torch.Tensor
+    large: tuple[torch.Tensor, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return self.block.numel() + sum(t.numel() * t.element_size() for t in self.large)
+
+
+Entry = tuple[str, Slot, dict[str, Any]]
+
+
+def pack(holdings: Holdings, names: Iterable[str]) -> Parcel:
+    """Gathers what another worker is to be sent."""
+    entries: list[Entry] = []
+    small: list[tuple[Slot, torch.Tensor]] = []
+    large: list[torch.Tensor] = []
     offset = 0
 
-    def place(tensor: torch.Tensor) -> _Slot:
+    def place(tensor: torch.Tensor) -> Slot:
         nonlocal offset
-        slot = _Slot(offset, tuple(tensor.shape), tensor.dtype, tensor.device != holdings.device)
-        offset += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-        tensors.append((slot, tensor))
+        on_host = tensor.device != holdings.device
+        size_bytes = tensor.numel() * tensor.element_size()
+        if size_bytes >= _LARGE_BYTES and not on_host:
+            large.append(tensor.contiguous())
+            return Slot(None, tuple(tensor.shape), tensor.dtype, on_host)
+        slot = Slot(offset, tuple(tensor.shape), tensor.dtype, on_host)
+        offset += _aligned(size_bytes)
+        small.append((slot, tensor))
         return slot
 
     for name in names:
+        value = place(holdings.tensors[name].detach())
         state = {k: place(v) if isinstance(v, torch.Tensor) else v for k, v in holdings.state(name).items()}
-        entries.append((name, place(holdings.tensors[name].detach()), state))
+        entries.append((name, value, state))
     header = pickle.dumps(entries)
-    start = -(-(8 + len(header)) // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-    parcel = torch.empty(start + offset, dtype=torch.uint8, device=holdings.device)
     prefix = len(header).to_bytes(8, "little") + header
-    parcel[: len(prefix)].copy_(torch.frombuffer(bytearray(prefix), dtype=torch.uint8))
-    for slot, tensor in tensors:
-        _view(parcel[start:], slot).copy_(tensor)
-    return parcel
+    start = _aligned(len(prefix))
+    block = torch.empty(start + offset, dtype=torch.uint8, device=holdings.device)
+    block[: len(prefix)].copy_(torch.frombuffer(bytearray(prefix), dtype=torch.uint8))
+    for slot, tensor in small:
+        slot.within(block, start).copy_(tensor)
+    return Parcel(block, tuple(large))
 
 
-def unpack(parcel: torch.Tensor) -> Iterable[tuple[str, torch.Tensor, dict[str, Any]]]:
+def read_block(block: torch.Tensor) -> tuple[list[Entry], int]:
+    """The description in a parcel's block, and where its small tensors start."""
+    length = int.from_bytes(bytes(block[:8].tolist()), "little")
+    entries: list[Entry] = pickle.loads(block[8 : 8 + length].cpu().numpy().tobytes())  # noqa: S301 - from our own worker
+    return entries, _aligned(8 + length)
+
+
+def large_slots(entries: Iterable[Entry]) -> list[Slot]:
+    """The tensors that travel by themselves, in the order they are sent."""
+    return [
+        slot
+        for _, value, state in entries
+        for slot in (value, *(s for s in state.values() if isinstance(s, Slot)))
+        if slot.offset is None
+    ]
+
+
+def unpack(
+    entries: Iterable[Entry], block: torch.Tensor, start: int, large: Iterable[torch.Tensor]
+) -> Iterable[tuple[str, torch.Tensor, dict[str, Any]]]:
     """Name, value and optimiser state of everything in a parcel, as tensors of their own."""
-    length = int.from_bytes(bytes(parcel[:8].tolist()), "little")
-    start = -(-(8 + length) // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES
-    entries: list[tuple[str, _Slot, Mapping[str, Any]]] = pickle.loads(parcel[8 : 8 + length].cpu().numpy().tobytes())  # noqa: S301 - from our own worker
-    for name, slot, state in entries:
-        yield (
-            name,
-            _view(parcel[start:], slot).clone(),
-            {k: _taken(parcel[start:], v) if isinstance(v, _Slot) else v for k, v in state.items()},
-        )
+    arrived = iter(large)
+
+    def taken(slot: Slot) -> torch.Tensor:
+        if slot.offset is None:
+            return next(arrived)
+        return slot.within(block, start).to("cpu" if slot.on_host else block.device, copy=True)
+
+    for name, value, state in entries:
+        yield name, taken(value), {k: taken(v) if isinstance(v, Slot) else v for k, v in state.items()}
 
 
-def _view(block: torch.Tensor, slot: _Slot) -> torch.Tensor:
-    size_bytes = torch.Size(slot.shape).numel() * slot.dtype.itemsize
-    return block[slot.offset : slot.offset + size_bytes].view(slot.dtype).view(slot.shape)
-
-
-def _taken(block: torch.Tensor, slot: _Slot) -> torch.Tensor:
-    view = _view(block, slot)
-    return view.cpu() if slot.on_host and block.device.type != "cpu" else view.clone()
+def _aligned(size_bytes: int) -> int:
+    return -(-size_bytes // _ALIGNMENT_BYTES) * _ALIGNMENT_BYTES

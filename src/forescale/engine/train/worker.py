@@ -25,7 +25,7 @@ from forescale.engine.messages import StageReport
 from forescale.engine.tensors import pack, unpack
 from forescale.engine.train.gradients import clip, sum_tied
 from forescale.engine.train.holdings import Holdings
-from forescale.engine.train.migration import migrate
+from forescale.engine.train.migration import Landing, migrate
 from forescale.engine.train.optimizer import OptimizerTemplate, WorkerOptimizer
 from forescale.engine.train.peers import Peers
 from forescale.engine.train.randomness import operator_seed
@@ -35,7 +35,7 @@ from forescale.engine.train.stopwatch import Activity, Stopwatch
 from forescale.engine.train.task import split_rows
 from forescale.graph.capture import CapturedModel
 from forescale.graph.model import ModelGraph
-from forescale.plan.moves import holders
+from forescale.plan.moves import holders, moves
 from forescale.plan.partition_plan import PartitionPlan
 from forescale.profile.operators import measure_operators, measure_optimizer
 
@@ -191,11 +191,8 @@ class _Worker:
     def _batch(self, message: Message) -> tuple[dict[str, torch.Tensor], Any]:
         """The batch inputs this worker was sent, and the whole batch if it needs the loss."""
         tensors = {n: t.to(self._peers.device) for n, t in unpack(message.header["tensors"], message.frames[1:]).items()}
-        spec, leaves = pickle.loads(message.frames[0])  # noqa: S301
-        batch = None
-        if spec is not None:
-            leaves = [tensors.pop(f"batch:{i}") if leaf is _TENSOR else leaf for i, leaf in enumerate(leaves)]
-            batch = pytree.tree_unflatten(leaves, spec)
+        structure = pickle.loads(message.frames[0])  # noqa: S301
+        batch = pytree.tree_map(lambda leaf: tensors.pop(leaf.name) if isinstance(leaf, _Sent) else leaf, structure)
         return tensors, batch
 
     def _step(self, message: Message) -> None:
@@ -248,14 +245,16 @@ class _Worker:
         plan: PartitionPlan = pickle.loads(message.frames[0])  # noqa: S301
         preparation = _Preparation(plan)
         self._prepared[message.header["plan"]] = preparation
-        preparation.begin(self._assignment, self._device.name, self._peers.device)
+        preparation.begin(self._assignment, self._plan, self._device.name, self._peers.device)
 
     def _switch(self, message: Message) -> None:
         preparation = self._prepared.pop(message.header["plan"])
         compiled = preparation.result()
         self._peers.barrier()  # the pause begins when the last worker has finished the step before
         start_s = time.monotonic()
-        moved_bytes = migrate(self._holdings, self._peers, dict(self._assignment.ranks), self._plan, preparation.plan)
+        moved_bytes = migrate(
+            self._holdings, self._peers, self._assignment.ranks, self._plan, preparation.plan, preparation.landing
+        )
         self._take_over(preparation.plan, compiled)
         pause_s = time.monotonic() - start_s
         self._channel.send(
@@ -295,22 +294,25 @@ class _Worker:
         self._channel.send({"type": "gathered", "tensors": meta}, frames).wait()
 
 
-class _Tensor:
-    """Stands for a tensor that travels as a frame of its own."""
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Stands for a tensor of the batch that travels as a frame of its own."""
 
-    def __reduce__(self) -> str:
-        return "_TENSOR"
-
-
-_TENSOR = _Tensor()
+    name: str
 
 
 def encode_batch(inputs: Mapping[str, torch.Tensor], batch: Any) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Header part and frames of a batch for :meth:`_Worker._batch`; ``batch`` None where no loss is computed."""
+    """Header part and frames of a batch for a worker; ``batch`` None where no loss is computed."""
     tensors = dict(inputs)
-    leaves, spec = pytree.tree_flatten(batch) if batch is not None else ([], None)
-    tensors |= {f"batch:{i}": leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
-    structure = (spec, [_TENSOR if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves])
+
+    def leave_out(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        name = f"batch:{len(tensors)}"
+        tensors[name] = leaf
+        return _Sent(name)
+
+    structure = pytree.tree_map(leave_out, batch)
     meta, frames = pack(tensors)
     return meta, [pickle.dumps(structure), *frames]
 
@@ -333,18 +335,26 @@ def _compile(assignment: Assignment, plan: PartitionPlan, device: str, place: to
 
 
 class _Preparation:
-    """A plan whose stage is being compiled by another thread."""
+    """A plan whose stage is being compiled by another thread, which also makes room for what will arrive."""
 
     def __init__(self, plan: PartitionPlan) -> None:
         self.plan = plan
+        self.landing = Landing()
         self._compiled: CompiledStage | None = None
         self._error: Exception | None = None
         self._thread: threading.Thread
 
-    def begin(self, assignment: Assignment, device: str, place: torch.device) -> None:
+    def begin(self, assignment: Assignment, current: PartitionPlan, device: str, place: torch.device) -> None:
+        graph, copies = assignment.captured.graph, 1 + round(assignment.optimizer.state_ratio)
+
         def compile_it() -> None:
             try:
                 self._compiled = _compile(assignment, self.plan, device, place)
+                self.landing.prepare(
+                    [graph.parameters[m.name] for m in moves(graph, current, self.plan) if m.target == device and m.name in graph.parameters],
+                    copies,
+                    place,
+                )
             except Exception as error:  # raised again where the plan is switched to
                 self._error = error
 

@@ -1,0 +1,90 @@
+"""Runs given plans on the engine, without profiling or a controller."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import forescale as fs
+from forescale.control.preparation import capture_task
+from forescale.core.cluster import Cluster
+from forescale.engine.messages import Event, Repartition, Repartitioned, StepFinished
+from forescale.engine.train.engine import TrainingEngine
+from forescale.engine.train.optimizer import optimizer_template
+from forescale.engine.train.shards import Checkpoint
+from forescale.graph.model import ModelGraph
+from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage, StagePrediction
+
+_NOTHING = StagePrediction(
+    forward_s=0.0, backward_s=0.0, transfer_s=0.0, optimizer_s=0.0, busy_s=0.0, memory_bytes=0
+)
+
+
+def cut_plan(graph: ModelGraph, cluster: Cluster, cuts: tuple[int, ...], microbatches: int) -> PartitionPlan:
+    """Stages of captured order, cut before the operators ``cuts``."""
+    bounds = (0, *cuts, len(graph.operators))
+    stages = tuple(
+        Stage(device=cluster.devices[i].name, operators=tuple(range(start, end)))
+        for i, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+    )
+    return PartitionPlan(
+        stages=stages,
+        microbatches=microbatches,
+        schedule=Schedule.ONE_F_ONE_B,
+        prediction=Prediction(step_s=0.0, stages=(_NOTHING,) * len(stages)),
+    )
+
+
+@dataclass(slots=True)
+class Outcome:
+    steps: list[StepFinished] = field(default_factory=list[StepFinished])
+    repartitions: list[Repartitioned] = field(default_factory=list[Repartitioned])
+
+    def note(self, event: Event | None) -> None:
+        if isinstance(event, StepFinished):
+            self.steps.append(event)
+        elif isinstance(event, Repartitioned):
+            self.repartitions.append(event)
+
+
+class ForcedRun:
+    """An engine that is set up for a task, and takes plans by hand."""
+
+    def __init__(self, task: fs.TrainingTask, engine: TrainingEngine, batches: list[Any]) -> None:
+        self.engine, self.outcome = engine, Outcome()
+        self._batches = iter(batches)
+        self._next = 0
+        self.captured, _ = capture_task(task, batches[0])
+        self.graph, state = self.captured.graph, self.captured.state
+        parameters = {n: p for n in self.graph.parameters if isinstance(p := state[n], nn.Parameter)}
+        self.template = optimizer_template(task, parameters)
+        engine.set_up(task, self.captured, self.template)
+
+    def start(self, plan: PartitionPlan, checkpoint: Checkpoint | None = None) -> None:
+        self.engine.start(plan, checkpoint)
+
+    def steps(self, count: int, plans: Mapping[int, PartitionPlan] | None = None) -> Outcome:
+        """Runs ``count`` more steps; ``plans``: step number -> plan in force from that step on."""
+        for number in range(self._next, self._next + count):
+            if plans and number in plans:
+                self.engine.execute(Repartition(plan=plans[number], reason="forced", before_step=number))
+            self.engine.submit(number, next(self._batches), lambda _: 0.0)
+            while self.engine.in_flight > 1:
+                self.outcome.note(self.engine.next_event())
+        while self.engine.in_flight or self.engine.busy:
+            self.outcome.note(self.engine.next_event())
+        self._next += count
+        return self.outcome
+
+
+@contextmanager
+def forced_run(task: fs.TrainingTask, cluster: Cluster, directory: Path):
+    """Context of a :class:`ForcedRun`; the task's batches are read into memory."""
+    with TrainingEngine(cluster, directory) as engine:
+        yield ForcedRun(task, engine, list(task.batches))
+        engine.close()

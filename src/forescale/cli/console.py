@@ -1,0 +1,74 @@
+"""Where output goes: results to standard output, everything else to standard error.
+
+Where a stream is not a terminal it gets plain lines: no colours, no animation.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+_PLAIN_WIDTH = 160
+
+
+def console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=stream, highlight=False, width=None if stream.isatty() else _PLAIN_WIDTH)
+
+
+def print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, allow_nan=False))
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table; columns whose name begins with ``>`` hold figures and are aligned to the right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    result = Table(title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    for name in columns:
+        result.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
+    return result
+
+
+@contextmanager
+def status() -> Generator[Callable[[str], None]]:
+    """Shows what is being done, as short sentences."""
+    shown = console(stderr=True)
+    if not shown.is_terminal:
+        yield lambda text: shown.print(text, markup=False)
+        return
+    with shown.status("starting") as spinner:
+        yield spinner.update
+
+
+@contextmanager
+def fraction_bar(title: str) -> Generator[Callable[[str, float], None]]:
+    """A bar for work that knows how far it is: called with what is done now and the fraction, 0 to 1."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    shown = console(stderr=True)
+    if not shown.is_terminal:
+        said = set[str]()
+
+        def say(what: str, fraction: float) -> None:
+            del fraction
+            if what not in said:
+                said.add(what)
+                shown.print(f"{title} {what}", markup=False)
+
+        yield say
+        return
+    columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=shown, transient=True) as progress:
+        bar = progress.add_task("", total=1.0)
+        yield lambda what, fraction: progress.update(bar, description=what, completed=fraction)

@@ -1,0 +1,57 @@
+"""The command ``forescale``. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from forescale import __version__
+from forescale.cli.devices import devices
+from forescale.cli.failure import OneLineErrors
+from forescale.cli.options import examples
+from forescale.cli.plan import plan
+from forescale.cli.profile import profile
+from forescale.cli.replay import replay
+from forescale.cli.train import train
+
+app = typer.Typer(name="forescale", cls=OneLineErrors, no_args_is_help=True, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"forescale {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def forescale(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Profiles, predicts, partitions and re-partitions models while they train."""
+
+
+app.command(epilog=examples("forescale devices", "forescale devices --devices 2 --json"))(devices)
+app.command(epilog=examples("forescale profile train_me.py", "forescale profile models.py:large --json"))(
+    profile
+)
+app.command(
+    epilog=examples(
+        "forescale plan train_me.py --devices 2", "forescale plan train_me.py --devices 2 --svg plan.svg"
+    )
+)(plan)
+app.command(
+    epilog=examples(
+        "forescale train train_me.py --devices 2 --steps 1000",
+        "forescale train train_me.py --steps 1000 --dir runs/first --checkpoint-every 100",
+        "forescale train train_me.py --steps 2000 --dir runs/first --resume",
+    )
+)(train)
+app.command(
+    epilog=examples(
+        "forescale replay runs/first",
+        "forescale replay runs/first --policy min_gain=0.2 --policy horizon_steps=10",
+    )
+)(replay)

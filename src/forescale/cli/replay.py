@@ -1,0 +1,147 @@
+"""``forescale replay``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forescale.cli import options
+from forescale.cli.console import console, print_json, table
+from forescale.core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from forescale.control.log import Record
+    from forescale.control.policy import Policy
+    from forescale.control.replay import Difference, ReplayReport
+    from forescale.engine.messages import Command
+
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its log.jsonl.")]
+Changes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--policy", metavar="KEY=VALUE", help="Decide by another threshold than the run did; repeatable."
+    ),
+]
+
+
+def replay(run: Run, policy: Changes = None, json: options.Json = False) -> None:
+    """Derives every decision of a run again from its log, and says why it was taken.
+
+    Exit code 1 when the decisions are not those on record (and no other policy was asked for).
+    """
+    from forescale.control.log import decode
+    from forescale.engine.runlog import read_run_log
+
+    path = run / "log.jsonl" if run.is_dir() else run
+    changed = policy or []
+    records = (decode(values) for values in read_run_log(path))
+    reports = [_replay(part, changed) for part in _parts(records)]
+    if json:
+        print_json(_as_json(reports))
+    else:
+        _show(reports, changed)
+    if not changed and not all(report.identical for report in reports):
+        raise typer.Exit(1)
+
+
+def _parts(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """The run and its resumptions, each with costs of its own."""
+    from forescale.control.log import Header
+
+    part: list[Record] = []
+    for record in records:
+        if isinstance(record, Header) and part:
+            yield part
+            part = []
+        part.append(record)
+    yield part
+
+
+def _replay(records: Sequence[Record], changed: Sequence[str]) -> ReplayReport:
+    from forescale.control.costs import ProfiledCosts
+    from forescale.control.log import Header
+    from forescale.control.planner import Planner
+    from forescale.control.replay import replay as decide_again
+
+    header = records[0] if records else None
+    if not isinstance(header, Header):
+        raise InvalidInput("not a run log: it does not begin with a header")
+    planner = Planner(ProfiledCosts.from_json(header.run))
+    return decide_again(records, planner, _changed(header.policy, changed) if changed else None)
+
+
+def _changed(policy: Policy, changes: Sequence[str]) -> Policy:
+    """The policy with some fields replaced, each change written ``KEY=VALUE``."""
+    values: dict[str, Any] = {}
+    known = asdict(policy)
+    for change in changes:
+        key, _, text = change.partition("=")
+        if key not in known:
+            raise InvalidInput(f"the policy has no {key!r}; it has {', '.join(known)}")
+        kind = type(known[key])
+        try:
+            values[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError) as error:
+            raise InvalidInput(f"{change!r}: {text!r} is not a value of type {kind.__name__}") from error
+    return replace(policy, **values)
+
+
+def _as_json(reports: Sequence[ReplayReport]) -> dict[str, Any]:
+    from forescale.control.log import encode
+
+    def commands(found: Iterable[Command]) -> list[dict[str, Any]]:
+        return [encode(command) for command in found]
+
+    return {
+        "identical": all(report.identical for report in reports),
+        "events": sum(report.events for report in reports),
+        "decisions": [asdict(decision) for report in reports for decision in report.decisions],
+        "commands": [command for report in reports for command in commands(report.commands)],
+        "differences": [
+            {
+                "step": difference.step,
+                "event": difference.event,
+                "recorded": commands(difference.recorded),
+                "derived": commands(difference.derived),
+            }
+            for report in reports
+            for difference in report.differences
+        ],
+    }
+
+
+def _show(reports: Sequence[ReplayReport], changed: Sequence[str]) -> None:
+    out = console()
+    decisions = table("Decisions", ">before step", "about", "acted", "reason")
+    for report in reports:
+        for decision in report.decisions:
+            acted = "yes" if decision.acted else "no"
+            decisions.add_row(str(decision.step), decision.trigger, acted, decision.reason)
+    if decisions.row_count:
+        out.print(decisions)
+    differences = [difference for report in reports for difference in report.differences]
+    for difference in differences:
+        out.print(_sentence(difference), markup=False, soft_wrap=True)
+    events = sum(report.events for report in reports)
+    derived = sum(len(report.commands) for report in reports)
+    verdict = (
+        "identical to the record" if not differences else f"{len(differences)} differences from the record"
+    )
+    by = f" by a policy with {', '.join(changed)}" if changed else ""
+    out.print(
+        f"{events} events, {derived} commands derived again{by}: {verdict}", markup=False, soft_wrap=True
+    )
+
+
+def _sentence(difference: Difference) -> str:
+    recorded, derived = (
+        "; ".join(command.reason for command in commands) or "nothing"
+        for commands in (difference.recorded, difference.derived)
+    )
+    return (
+        f"before step {difference.step} (event {difference.event}): recorded: {recorded}; derived: {derived}"
+    )

@@ -1,0 +1,91 @@
+"""The planner's question for a batch, from a measured profile."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from forescale.core.cluster import Cluster, Device, DeviceKind, Link
+from forescale.graph.json_format import from_json, to_json
+from forescale.plan.problem import MicrobatchCosts, PartitionProblem
+from forescale.profile.model import ModelProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfiledCosts:
+    """Costs of one model on one cluster.
+
+    Attributes:
+        rows_symbol: the graph's symbol for the rows of a batch; None if the model fixes their number.
+        rows: rows where the model fixes them.
+        microbatches: numbers of microbatches to choose from.
+    """
+
+    profile: ModelProfile
+    cluster: Cluster
+    rows_symbol: str | None
+    rows: int
+    microbatches: tuple[int, ...]
+    step_overhead_s: float = 0.0
+
+    def problem(self, binding: Mapping[str, int], speeds: Mapping[str, float]) -> PartitionProblem:
+        """The question for batches with these symbols, with devices at these speeds."""
+        devices = tuple(replace(d, speed=speeds.get(d.name, d.speed)) for d in self.cluster.devices)
+        rows = binding[self.rows_symbol] if self.rows_symbol else self.rows
+        counts = tuple(count for count in self.microbatches if count <= rows) or (1,)
+        return PartitionProblem(
+            graph=self.profile.graph,
+            cluster=replace(self.cluster, devices=devices),
+            costs={count: self._costs(binding, rows, count, devices) for count in counts},
+            optimizer_s_per_byte_D=self.profile.optimizer_s_per_byte(devices),
+            optimizer_state_ratio=self.profile.optimizer_state_ratio,
+            step_overhead_s=self.step_overhead_s,
+        )
+
+    def _costs(
+        self, binding: Mapping[str, int], rows: int, count: int, devices: tuple[Device, ...]
+    ) -> MicrobatchCosts:
+        """Costs of the largest microbatch, its seconds scaled down to the mean of all."""
+        part = -(-rows // count)
+        costs = self.profile.microbatch_costs(self.profile.graph.part(binding, rows, part), devices)
+        share = rows / (part * count)
+        for key in ("forward_s_DO", "backward_s_DO", "loss_forward_s_D", "loss_backward_s_D"):
+            costs[key] = costs[key] * share
+        return MicrobatchCosts(**costs)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything needed to plan again elsewhere, without the model."""
+        return {
+            "graph": json.loads(to_json(self.profile.graph)),
+            "profile": self.profile.to_json(),
+            "devices": [asdict(device) for device in self.cluster.devices],
+            "default_link": asdict(self.cluster.default_link),
+            "links": [[*pair, asdict(link)] for pair, link in self.cluster.links.items()],
+            "rows_symbol": self.rows_symbol,
+            "rows": self.rows,
+            "microbatches": list(self.microbatches),
+            "step_overhead_s": self.step_overhead_s,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ProfiledCosts:
+        graph = from_json(json.dumps(value["graph"]))
+        devices = tuple(
+            Device(**{**d, "kind": DeviceKind(d["kind"]), "cores": tuple(d["cores"])})
+            for d in value["devices"]
+        )
+        cluster = Cluster(
+            devices=devices,
+            default_link=Link(**value["default_link"]),
+            links={(source, target): Link(**link) for source, target, link in value["links"]},
+        )
+        return cls(
+            profile=ModelProfile.from_json(value["profile"], graph),
+            cluster=cluster,
+            rows_symbol=value["rows_symbol"],
+            rows=value["rows"],
+            microbatches=tuple(value["microbatches"]),
+            step_overhead_s=value["step_overhead_s"],
+        )

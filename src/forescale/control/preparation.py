@@ -1,0 +1,167 @@
+"""Everything before the first step: capture the model, start it on the workers, measure it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+
+from torch import nn
+
+from forescale.control.costs import ProfiledCosts
+from forescale.core.cluster import Cluster
+from forescale.core.errors import TaskFailed
+from forescale.engine.train.engine import TrainingEngine
+from forescale.engine.train.optimizer import optimizer_template
+from forescale.engine.train.shards import Checkpoint
+from forescale.engine.train.task import Batch, TrainingTask, batch_rows, microbatch_rows, split_rows
+from forescale.graph.capture import CapturedModel, capture, flatten_inputs
+from forescale.graph.model import ModelGraph
+from forescale.graph.saved import measure_saved
+from forescale.profile.devices import measure_devices
+from forescale.profile.measurement import OperatorMeasurement, typical
+from forescale.profile.model import KindProfile, ModelProfile
+
+Progress = Callable[[str], None]
+
+MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Numbers of microbatches a plan may use."""
+
+_LOOKED_AT = 8  # batches whose sizes decide at which sizes the model is measured
+_MEASURED = (4, 16)  # numbers of microbatches whose sizes are measured; costs between are interpolated
+_BUDGET_S = 1.5  # per size
+_DEVICES_BUDGET_S = 0.8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A task that is ready to be planned and run.
+
+    Attributes:
+        batches: all batches, those that were looked at included.
+        describe: a batch's binding.
+    """
+
+    costs: ProfiledCosts
+    batches: Iterator[Batch]
+    describe: Callable[[Batch], Mapping[str, int]]
+
+
+def prepare(
+    task: TrainingTask,
+    batches: Iterator[Batch],
+    cluster: Cluster,
+    engine: TrainingEngine,
+    checkpoint: Checkpoint | None,
+    progress: Progress,
+) -> Prepared:
+    """Captures the task's model and measures it on the engine's workers, which are starting meanwhile."""
+    looked_at = _first_batches(batches)
+    progress("capturing the model")
+    captured, describe = capture_task(task, looked_at[0])
+    if checkpoint is not None:
+        checkpoint.check(captured.graph)
+    parameters = {n: p for n in captured.graph.parameters if isinstance(p := captured.state[n], nn.Parameter)}
+    template = optimizer_template(task, parameters)
+    progress("waiting for the workers")
+    engine.set_up(task, captured, template)
+    progress("measuring devices and links")
+    measured = measure_devices(cluster, budget_s=_DEVICES_BUDGET_S)
+    progress("timing operators on every device")
+    pieces = _pieces_to_measure(task, looked_at)
+    answers = [
+        engine.profile(piece, budget_s=_BUDGET_S, with_optimizer=index == 0)
+        for index, piece in enumerate(pieces)
+    ]
+    args, kwargs = task.call(looked_at[0])
+    costs = ProfiledCosts(
+        profile=_profile(captured.graph, cluster, answers, template.state_ratio),
+        cluster=measured,
+        rows_symbol=_rows_symbol(captured.graph),
+        rows=batch_rows(args, kwargs),
+        microbatches=MICROBATCHES,
+    )
+    return Prepared(costs=costs, batches=chain(looked_at, batches), describe=describe)
+
+
+def profile_task(
+    task: TrainingTask, cluster: Cluster, directory: Path, progress: Progress
+) -> tuple[ProfiledCosts, tuple[Mapping[str, int], ...]]:
+    """Measures a task on a cluster's devices without training.
+
+    Args:
+        directory: where the workers' output goes.
+
+    Returns:
+        The costs, and the bindings of the first batches.
+    """
+    with TrainingEngine(cluster, directory) as engine:
+        prepared = prepare(task, iter(task.batches), cluster, engine, None, progress)
+        bindings = tuple(prepared.describe(batch) for batch in islice(prepared.batches, _LOOKED_AT))
+        engine.close()
+    return prepared.costs, bindings
+
+
+def capture_task(
+    task: TrainingTask, batch: Batch
+) -> tuple[CapturedModel, Callable[[Batch], Mapping[str, int]]]:
+    """The captured model with its saved storages, and what gives a batch's binding."""
+    args, kwargs = task.call(batch)
+    captured = capture(task.model, args, kwargs, task.autocast)
+    captured = replace(captured, graph=measure_saved(captured.graph))
+
+    def describe(batch: Batch) -> Mapping[str, int]:
+        tensors = flatten_inputs(*task.call(batch))
+        shapes = {name: tuple(t.shape) for name, t in zip(captured.graph.inputs, tensors, strict=True)}
+        return captured.graph.bind(shapes)
+
+    return captured, describe
+
+
+def _first_batches(batches: Iterator[Batch]) -> list[Batch]:
+    try:
+        found = list(islice(batches, _LOOKED_AT))
+    except Exception as error:
+        raise TaskFailed(f"the batches could not be read: {type(error).__name__}: {error}") from error
+    if not found:
+        raise TaskFailed("there are no batches to train on")
+    return found
+
+
+def _pieces_to_measure(task: TrainingTask, batches: Sequence[Batch]) -> list[Batch]:
+    """Microbatches of a few sizes, of the smallest and the largest batch in view."""
+    by_size = sorted(batches, key=lambda batch: sum(t.numel() for t in flatten_inputs(*task.call(batch))))
+    pieces: dict[tuple[tuple[int, ...], ...], Batch] = {}
+    for batch in (by_size[0], by_size[-1]):
+        rows = batch_rows(*task.call(batch))
+        for count in _MEASURED:
+            piece = split_rows(batch, microbatch_rows(rows, count))[0]
+            pieces.setdefault(tuple(tuple(t.shape) for t in flatten_inputs(*task.call(piece))), piece)
+    return list(pieces.values())
+
+
+def _profile(
+    graph: ModelGraph,
+    cluster: Cluster,
+    answers: Sequence[Sequence[tuple[OperatorMeasurement, float]]],
+    state_ratio: float,
+) -> ModelProfile:
+    kinds = {device.kind for device in cluster.devices}
+    of_kind = {kind: [i for i, d in enumerate(cluster.devices) if d.kind == kind] for kind in kinds}
+    return ModelProfile(
+        graph=graph,
+        kinds={
+            kind: KindProfile(
+                measurements=tuple(typical([answer[i][0] for i in places]) for answer in answers),
+                optimizer_s_per_byte=max(answers[0][i][1] for i in places),
+            )
+            for kind, places in of_kind.items()
+        },
+        optimizer_state_ratio=state_ratio,
+    )
+
+
+def _rows_symbol(graph: ModelGraph) -> str | None:
+    first = graph.tensors[graph.inputs[0]].shape
+    return first[0] if first and isinstance(first[0], str) else None

@@ -1,0 +1,175 @@
+"""What candidate splits are predicted to take: seconds of a step, bytes on each device.
+
+Axes as in :mod:`forescale.plan.line`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from forescale.plan.line import Mask, Splits
+from forescale.plan.memory import Footprint, footprint, in_flight
+from forescale.plan.partition_plan import Schedule
+from forescale.plan.problem import Array, PartitionProblem
+from forescale.plan.schedule import PipelineTimes, simulate_step
+from forescale.plan.workload import IntArray
+
+INFEASIBLE = 1e12
+"""Score of a split that does not fit, to which the missing bytes are added; no step takes as many seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pricing:
+    """The cluster as arrays; axis D follows ``cluster.devices``. ``unit_s_DD``: seconds per byte."""
+
+    problem: PartitionProblem
+    latency_s_DD: Array
+    unit_s_DD: Array
+    occupies_DD: Mask
+    capacity_bytes_D: Array
+
+    @classmethod
+    def of(cls, problem: PartitionProblem) -> Pricing:
+        devices = problem.cluster.devices
+        links = [[problem.cluster.link(a.name, b.name) for b in devices] for a in devices]
+        return cls(
+            problem=problem,
+            latency_s_DD=np.array([[link.latency_s for link in row] for row in links]),
+            unit_s_DD=np.array([[1 / link.bandwidth_bytes_per_s for link in row] for row in links]),
+            occupies_DD=np.array([[link.occupies_device for link in row] for row in links]),
+            capacity_bytes_D=np.array([float(device.memory_bytes) for device in devices]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Candidates with their costs. ``score_N``: the step's seconds, or INFEASIBLE plus the missing bytes."""
+
+    times: PipelineTimes
+    footprint: Footprint
+    recompute_SN: Mask
+    memory_bytes_SN: Array
+    excess_bytes_SN: Array
+    transfer_s_SN: Array
+    busy_s_SN: Array
+    step_s_N: Array
+    score_N: Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """How a step is run: position ``choice`` of the microbatch count on axis C, and the order of work."""
+
+    choice: int
+    microbatches: int
+    schedule: Schedule
+
+
+def evaluate(
+    pricing: Pricing,
+    splits: Splits,
+    devices_SN: IntArray,
+    mode: Mode,
+    recompute_SN: Mask | None = None,
+) -> Evaluation:
+    """Predict one step of every candidate.
+
+    Args:
+        devices_SN: positions of the stages' devices on axis D.
+        recompute_SN: stages that recompute; None: those that do not fit otherwise.
+    """
+    shape, problem = devices_SN.shape, pricing.problem
+    device_K, every_K = devices_SN.ravel(), np.arange(devices_SN.size)
+    ahead_S = [in_flight(mode.schedule, after, mode.microbatches) for after in reversed(range(shape[0]))]
+    bytes_K = footprint(
+        splits.spans,
+        mode.choice,
+        microbatches=mode.microbatches,
+        in_flight_K=np.repeat(np.array(ahead_S, dtype=float), shape[1]),
+        optimizer_state_ratio=problem.optimizer_state_ratio,
+    )
+    capacity_K = pricing.capacity_bytes_D[device_K]
+    recompute_K = (
+        recompute_where_needed(bytes_K, capacity_K) if recompute_SN is None else recompute_SN.ravel()
+    )
+    memory_K = np.where(recompute_K, bytes_K.recomputed_bytes_K, bytes_K.peak_bytes_K)
+    excess_SN = (memory_K - capacity_K).reshape(shape)
+
+    forward_K = splits.spans.forward_s_CDK[mode.choice, device_K, every_K]
+    backward_K = splits.spans.backward_s_CDK[mode.choice, device_K, every_K] + forward_K * recompute_K
+    optimizer_K = splits.spans.trainable_bytes_K * problem.optimizer_s_per_byte_D[device_K]
+    traffic = _price(pricing, splits, devices_SN, mode)
+    times = PipelineTimes(
+        forward_s_SN=forward_K.reshape(shape),
+        backward_s_SN=backward_K.reshape(shape),
+        wire_s_SSN=np.where(traffic.present_SSN, traffic.message_s_SSN - traffic.occupied_s_SSN, -np.inf),
+        occupied_s_SSN=traffic.occupied_s_SSN,
+        shares_SSN=splits.shared_bytes_SSN > 0,
+        exchange_s_SN=traffic.exchange_s_SN,
+        reduction_s_N=_reduction_s_N(pricing, devices_SN),
+        optimizer_s_SN=optimizer_K.reshape(shape),
+        overhead_s=problem.step_overhead_s,
+    )
+    worst_N = excess_SN.max(axis=0)
+    step_s_N = simulate_step(mode.schedule, mode.microbatches, times)
+    busy_s_SN = mode.microbatches * (times.forward_s_SN + times.backward_s_SN) + times.optimizer_s_SN
+    return Evaluation(
+        footprint=bytes_K,
+        times=times,
+        recompute_SN=recompute_K.reshape(shape),
+        memory_bytes_SN=memory_K.reshape(shape),
+        excess_bytes_SN=excess_SN,
+        transfer_s_SN=_both_ends(traffic.message_s_SSN) * mode.microbatches + traffic.exchange_s_SN,
+        busy_s_SN=busy_s_SN + _both_ends(traffic.occupied_s_SSN) * mode.microbatches + traffic.taken_s_SN,
+        step_s_N=step_s_N,
+        score_N=np.where(worst_N > 0, INFEASIBLE + worst_N, step_s_N),
+    )
+
+
+def recompute_where_needed(bytes_K: Footprint, capacity_K: Array | float) -> Mask:
+    """Recomputation costs a forward, so a stage does it only if it does not fit otherwise (and it helps)."""
+    return (bytes_K.peak_bytes_K > capacity_K) & (bytes_K.recomputed_bytes_K < bytes_K.peak_bytes_K)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Traffic:
+    """Seconds of messages from stage to stage: whole, and the part that the devices spend on them."""
+
+    present_SSN: Mask
+    message_s_SSN: Array
+    occupied_s_SSN: Array
+    exchange_s_SN: Array
+    taken_s_SN: Array
+
+
+def _price(pricing: Pricing, splits: Splits, devices_SN: IntArray, mode: Mode) -> _Traffic:
+    ends = (devices_SN[:, None], devices_SN[None, :])
+    occupies_SSN, unit_s_SSN = pricing.occupies_DD[ends], pricing.unit_s_DD[ends]
+    bytes_SSN = splits.bytes_CSSN[mode.choice]
+    message_s_SSN = splits.messages_SSN * pricing.latency_s_DD[ends] + bytes_SSN * unit_s_SSN
+    shared_SSN = splits.shared_bytes_SSN
+    # Each holder sends its gradient to each other one; only a link beside the devices does both ways at once.
+    sum_s_SSN = (shared_SSN > 0) * (pricing.latency_s_DD[ends] + shared_SSN * unit_s_SSN) * (1 + occupies_SSN)
+    exchange_s_SN = sum_s_SSN.sum(axis=1)
+    return _Traffic(
+        present_SSN=splits.messages_SSN > 0,
+        message_s_SSN=message_s_SSN,
+        occupied_s_SSN=message_s_SSN * occupies_SSN,
+        exchange_s_SN=exchange_s_SN,
+        taken_s_SN=(sum_s_SSN * occupies_SSN).sum(axis=1),
+    )
+
+
+def _reduction_s_N(pricing: Pricing, devices_SN: IntArray) -> Array:
+    """A ring of one number per stage, there and back (Patarasuk and Yuan, 2009); -inf without clipping."""
+    stages, candidates = devices_SN.shape
+    if not pricing.problem.clips_norm:
+        return np.full(candidates, -np.inf)
+    slowest_s_N = pricing.latency_s_DD[devices_SN[:, None], devices_SN[None, :]].max(axis=(0, 1))
+    return 2 * (stages - 1) * slowest_s_N
+
+
+def _both_ends(seconds_SSN: Array) -> Array:
+    return seconds_SSN.sum(axis=0) + seconds_SSN.sum(axis=1)

@@ -1,0 +1,133 @@
+"""Good places to cut a line that has too many of them to try all: exact interval dynamic programming.
+
+A pipeline of M microbatches takes about ``sum(w) + (M - 1) * max(w)``, with ``w`` a stage's seconds per
+microbatch, transfers included (Huang et al., *GPipe*, 2019, §2.3). For a bound on ``max(w)``, dynamic
+programming over (boundary, stages behind it) finds the least ``sum(w)`` (in the manner of Narayanan et
+al., *PipeDream*, SOSP 2019, §3.1); the bounds tried start at the least possible one, found by the same
+recursion with ``max`` for ``+``. What is proposed here is then judged by the simulated step.
+
+Axes: Q = boundary on the coarse line, K = interval, T = bound; those of :mod:`forescale.plan.line`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from forescale.plan.evaluation import INFEASIBLE, Mode, Pricing, recompute_where_needed
+from forescale.plan.line import Line, Spans
+from forescale.plan.memory import footprint, in_flight
+from forescale.plan.problem import Array
+from forescale.plan.workload import IntArray
+
+_BOUNDARIES = 64
+_SLACK_T1 = np.array([[1.0], [1.01], [1.03], [1.08], [1.2], [1.5], [np.inf]])
+
+
+class IntervalProgram:
+    """The dynamic programme on one line, coarsened to at most 64 intervals between likely cuts."""
+
+    def __init__(self, line: Line, pricing: Pricing) -> None:
+        self._pricing = pricing
+        self._at_Q = _likely_cuts(line)
+        self._length = len(self._at_Q) - 1
+        coarse_O = np.searchsorted(self._at_Q[1:-1], line.position_O[:-1], side="right")
+        coarse = Line(line.workload, coarse_O.tolist(), self._length)
+        self._start_K, self._end_K = np.triu_indices(self._length + 1, k=1)
+        last_K = self._end_K == self._length
+        self._spans = coarse.spans(self._start_K, self._end_K + last_K)
+
+    def propose(self, devices: Sequence[int], mode: Mode) -> IntArray:
+        """Boundaries on the line of stages on these devices, shape (B, T)."""
+        stages = len(devices)
+        layers = [self._layer(devices, stage, mode) for stage in range(stages)]
+        least = _at_end(self._length)
+        for layer in reversed(layers):
+            least = np.maximum(layer.load_s_QQ, least).min(axis=1)
+        bound_s_T11 = least[0] * _SLACK_T1[:, :, None]
+        best_TQ = np.broadcast_to(_at_end(self._length), (len(_SLACK_T1), self._length + 1))
+        choices: list[IntArray] = []
+        for layer in reversed(layers):
+            allowed_TQQ = np.where(layer.load_s_QQ <= bound_s_T11, layer.total_s_QQ, np.inf)
+            through_TQQ = allowed_TQQ + best_TQ[:, None, :]
+            choices.append(through_TQQ.argmin(axis=2))
+            best_TQ = np.take_along_axis(through_TQQ, choices[-1][..., None], axis=2)[..., 0]
+        boundary_T = np.zeros(len(_SLACK_T1), dtype=np.int64)
+        bounds = [boundary_T]
+        for next_TQ in reversed(choices):
+            boundary_T = next_TQ[np.arange(len(boundary_T)), boundary_T]
+            bounds.append(boundary_T)
+        return self._at_Q[np.stack(bounds)]
+
+    def _layer(self, devices: Sequence[int], stage: int, mode: Mode) -> _Layer:
+        """What every interval would cost as this stage: if it does not fit, more than any that does."""
+        pricing, spans, choice = self._pricing, self._spans, mode.choice
+        device, after = devices[stage], len(devices) - 1 - stage
+        bytes_K = footprint(
+            spans,
+            choice,
+            microbatches=mode.microbatches,
+            in_flight_K=in_flight(mode.schedule, after, mode.microbatches),
+            optimizer_state_ratio=pricing.problem.optimizer_state_ratio,
+        )
+        recompute_K = recompute_where_needed(bytes_K, pricing.capacity_bytes_D[device])
+        needed_K = np.where(recompute_K, bytes_K.recomputed_bytes_K, bytes_K.peak_bytes_K)
+        excess_K = np.maximum(needed_K - pricing.capacity_bytes_D[device], 0)
+        forward_K = spans.forward_s_CDK[choice, device]
+        update_K = spans.trainable_bytes_K * pricing.problem.optimizer_s_per_byte_D[device]
+        load_K = forward_K * (1 + recompute_K) + spans.backward_s_CDK[choice, device]
+        load_K = load_K + update_K / mode.microbatches + np.where(excess_K > 0, INFEASIBLE + excess_K, 0)
+        wire_K = np.zeros_like(load_K)
+        for other, size_bytes_K in self._neighbours(spans, devices, stage, choice):
+            transfer_K = 2 * (size_bytes_K > 0) * pricing.latency_s_DD[device, other]
+            transfer_K = transfer_K + 2 * size_bytes_K * pricing.unit_s_DD[device, other]
+            if pricing.occupies_DD[device, other]:
+                load_K = load_K + transfer_K
+            else:
+                wire_K = wire_K + transfer_K / 2  # both ends count it
+        return _Layer(load_s_QQ=self._square(load_K), total_s_QQ=self._square(load_K + wire_K))
+
+    def _neighbours(
+        self, spans: Spans, devices: Sequence[int], stage: int, choice: int
+    ) -> list[tuple[int, Array]]:
+        """Devices before and after a stage, with the bytes exchanged as if all went to and came from them."""
+        before = [(devices[stage - 1], spans.received_bytes_CK[choice])] if stage else []
+        after = [(devices[stage + 1], spans.sent_bytes_CK[choice])] if stage + 1 < len(devices) else []
+        return before + after
+
+    def _square(self, value_K: Array) -> Array:
+        value_QQ = np.full((self._length + 1, self._length + 1), np.inf)
+        value_QQ[self._start_K, self._end_K] = value_K
+        return value_QQ
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """Seconds per microbatch of interval ``[i, j)`` as one certain stage; inf where there is none."""
+
+    load_s_QQ: Array
+    total_s_QQ: Array
+
+
+def _at_end(length: int) -> Array:
+    cost_Q = np.full(length + 1, np.inf)
+    cost_Q[length] = 0.0
+    return cost_Q
+
+
+def _likely_cuts(line: Line) -> IntArray:
+    """Boundaries of a coarse line, 0 and P among them: the cut with fewest bytes of every part of the work."""
+    if line.length <= _BOUNDARIES:
+        return np.arange(line.length + 1)
+    start_P = np.arange(line.length)
+    spans = line.spans(start_P, start_P + 1)
+    work_P = (spans.forward_s_CDK + spans.backward_s_CDK).mean(axis=(0, 1))
+    # A little for every operator, so that a stretch of free ones is cut too.
+    part_P = np.cumsum(work_P + work_P.mean() / 10)
+    part_P = np.minimum((part_P / part_P[-1] * _BOUNDARIES).astype(np.int64), _BOUNDARIES - 1)
+    cuts_P, bytes_P = start_P[1:], line.crossing_bytes_P()[1 : line.length]
+    by_bytes = np.lexsort((bytes_P, part_P[1:]))
+    first = np.append(True, np.diff(part_P[1:][by_bytes]) > 0)
+    return np.array([0, *cuts_P[by_bytes][first].tolist(), line.length], dtype=np.int64)

@@ -1,0 +1,273 @@
+"""Operators laid out on a line, and what the stages cost that a set of cuts makes of it.
+
+A line gives every operator a position 0 … P-1 such that tensors only travel to the right; the loss
+stands at position P. A stage is an interval ``[start, end)`` of positions; the last one ends at P+1.
+Sums over an interval that count an item once, however many of its operators read it, use the reader
+before: of all readers of one item in ``[start, end)``, only the first has its predecessor left of ``start``.
+
+Axes: C = choice of microbatch count, D = device, P = position, E = item and reader, K = interval,
+S = stage, N = candidate split, B = boundary of stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from forescale.plan.problem import Array
+from forescale.plan.workload import Incidence, IntArray, Workload
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Touches:
+    """Readers of items along a line; ``previous_E`` is the reader before (or the maker), -1 if none."""
+
+    item_E: IntArray
+    position_E: IntArray
+    previous_E: IntArray
+    source_E: IntArray
+
+    @classmethod
+    def along(cls, incidence: Incidence, position_O: IntArray) -> Touches:
+        position_E = position_O[incidence.operator_E]
+        order_E = np.lexsort((position_E, incidence.item_E))
+        item_E, position_E = incidence.item_E[order_E], position_E[order_E]
+        source_E = incidence.source_E[order_E]
+        source_E = np.where(source_E < 0, -1, position_O[source_E])
+        follows_E = np.append(False, item_E[1:] == item_E[:-1])[: len(item_E)]
+        previous_E = np.where(follows_E, np.roll(position_E, 1), source_E)
+        new_E = previous_E < position_E
+        return cls(
+            item_E=item_E[new_E],
+            position_E=position_E[new_E],
+            previous_E=previous_E[new_E],
+            source_E=source_E[new_E],
+        )
+
+    def within(self, start_K: IntArray, end_K: IntArray) -> Mask:
+        """Which pairs count for an interval, shape (E, K): one per item that it reads but does not make."""
+        position_E1, previous_E1 = self.position_E[:, None], self.previous_E[:, None]
+        return (previous_E1 < start_K) & (position_E1 >= start_K) & (position_E1 < end_K)
+
+    def made_within(self, start_K: IntArray, end_K: IntArray) -> Mask:
+        source_E1 = self.source_E[:, None]
+        return (source_E1 >= start_K) & (source_E1 < end_K)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spans:
+    """What intervals of a line cost, whatever runs in the others.
+
+    Attributes:
+        kept_bytes_CK: storages that autograd keeps for one microbatch, those received not counted.
+        sent_bytes_CK: results for later stages.
+        sent_only_bytes_CK: those of them that autograd would not keep, but the stage does until
+            their gradients have come.
+        received_bytes_CK: tensors from earlier stages, each once.
+        input_bytes_CK: parts of one microbatch of the batch.
+        state_bytes_K: parameters and buffers; ``trainable_bytes_K`` the parameters that are trained.
+    """
+
+    forward_s_CDK: Array
+    backward_s_CDK: Array
+    workspace_bytes_CK: Array
+    kept_bytes_CK: Array
+    sent_bytes_CK: Array
+    sent_only_bytes_CK: Array
+    received_bytes_CK: Array
+    input_bytes_CK: Array
+    state_bytes_K: Array
+    trainable_bytes_K: Array
+
+
+class Line:
+    """Operators at positions, with what sums over intervals need."""
+
+    def __init__(self, workload: Workload, position_O: Sequence[int], length: int) -> None:
+        self.workload = workload
+        self.length = length
+        self.position_O = np.array([*position_O, length], dtype=np.int64)
+        order_O = np.argsort(self.position_O, kind="stable")
+        self._first_P = np.searchsorted(self.position_O[order_O], np.arange(length + 2))
+        self._forward_s_CDP = _prefix(workload.forward_s_CDO[..., order_O])[..., self._first_P]
+        self._backward_s_CDP = _prefix(workload.backward_s_CDO[..., order_O])[..., self._first_P]
+        self._workspace_bytes_LCO = _maxima(workload.workspace_bytes_CO[..., order_O])
+        self.tensors = Touches.along(workload.tensors, self.position_O)
+        self._inputs = Touches.along(workload.inputs, self.position_O)
+        self._parameters = Touches.along(workload.parameters, self.position_O)
+        self._buffers = Touches.along(workload.buffers, self.position_O)
+        storages, tensors = workload.storages, workload.tensors
+        self._maker_R = self.position_O[_per_item(np.maximum, storages.item_E, storages.source_E)]
+        self._need_R = _per_item(np.minimum, storages.item_E, self.position_O[storages.operator_E])
+        self._source_I = self.position_O[_per_item(np.maximum, tensors.item_E, tensors.source_E)]
+        self._last_I = _per_item(np.maximum, tensors.item_E, self.position_O[tensors.operator_E])
+        need_I = np.append(self._need_R, length + 1)[workload.storage_of_I]
+        need_I[workload.storage_of_I < 0] = length + 1
+        self._last_unkept_I = np.minimum(self._last_I, need_I)
+
+    def crossing_bytes_P(self) -> Array:
+        """Bytes that a cut before each position 0 … P would send of the largest microbatch."""
+        bytes_I, size = self.workload.message_bytes_CI[0], self.length + 3
+        begun_P = np.bincount(self._source_I + 1, bytes_I, size)
+        ended_P = np.bincount(self._last_I + 1, bytes_I, size)
+        return np.cumsum(begun_P - ended_P, dtype=float)[: self.length + 1]
+
+    def spans(self, start_K: IntArray, end_K: IntArray) -> Spans:
+        work = self.workload
+
+        def seconds(prefix_s_CDP: Array) -> Array:
+            return prefix_s_CDP[..., end_K] - prefix_s_CDP[..., start_K]
+
+        def read(touches: Touches, *weights_I: Array) -> list[Array]:
+            mask_EK = touches.within(start_K, end_K).astype(float)
+            return [weight_I[..., touches.item_E] @ mask_EK for weight_I in weights_I]
+
+        def left_behind(last_I: IntArray) -> Array:
+            mask_IK = _between(self._source_I, start_K, end_K) & (last_I[:, None] >= end_K)
+            return work.message_bytes_CI @ mask_IK.astype(float)
+
+        kept_RK = (self._maker_R[:, None] >= start_K) & (self._need_R[:, None] < end_K)
+        parameter_bytes_K, trainable_bytes_K = read(
+            self._parameters, work.parameter_bytes_I, work.trainable_bytes_I
+        )
+        return Spans(
+            forward_s_CDK=seconds(self._forward_s_CDP),
+            backward_s_CDK=seconds(self._backward_s_CDP),
+            workspace_bytes_CK=self._largest_workspace(start_K, end_K),
+            kept_bytes_CK=work.saved_bytes_CI @ kept_RK.astype(float),
+            sent_bytes_CK=left_behind(self._last_I),
+            sent_only_bytes_CK=left_behind(self._last_unkept_I),
+            received_bytes_CK=read(self.tensors, work.message_bytes_CI)[0],
+            input_bytes_CK=read(self._inputs, work.input_bytes_CI)[0],
+            state_bytes_K=parameter_bytes_K + read(self._buffers, work.buffer_bytes_I)[0],
+            trainable_bytes_K=trainable_bytes_K,
+        )
+
+    def shared_bytes(self, bounds_BN: IntArray) -> Array:
+        """Bytes of the trained parameters that two stages both hold, shape (S, S, N), 0 on the diagonal."""
+        touches, stages = self._parameters, len(bounds_BN) - 1
+        shared_bytes_SSN = np.zeros((stages, stages, bounds_BN.shape[1]))
+        tied_I = np.flatnonzero(np.bincount(touches.item_E) > 1)
+        for item in tied_I[self.workload.trainable_bytes_I[tied_I] > 0]:
+            position_E = touches.position_E[touches.item_E == item, None, None]
+            reads_ESN = (position_E >= bounds_BN[:-1]) & (position_E < bounds_BN[1:])
+            held_SN = reads_ESN.max(axis=0).astype(float)
+            shared_bytes_SSN += self.workload.trainable_bytes_I[item] * held_SN[:, None] * held_SN
+        shared_bytes_SSN[np.arange(stages), np.arange(stages)] = 0
+        return shared_bytes_SSN
+
+    def _largest_workspace(self, start_K: IntArray, end_K: IntArray) -> Array:
+        first_K, stop_K = self._first_P[start_K], self._first_P[end_K]
+        level_K = np.log2(stop_K - first_K).astype(np.int64)
+        return np.maximum(
+            self._workspace_bytes_LCO[level_K, :, first_K],
+            self._workspace_bytes_LCO[level_K, :, stop_K - (1 << level_K)],
+        ).T
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Splits:
+    """Candidate splits into S stages, of one line or of several.
+
+    Attributes:
+        line_N: index of the candidate's line; ``bounds_BN`` its stages' boundaries, 0 … P+1.
+        spans: costs of its stages, axis K being stage-major: ``k = s * N + n``.
+        bytes_CSSN: sent per microbatch from a stage to another: tensors to later ones, their
+            gradients to earlier ones; ``messages_SSN`` their number.
+        shared_bytes_SSN: trained parameters that both stages hold.
+    """
+
+    line_N: IntArray
+    bounds_BN: IntArray
+    spans: Spans
+    bytes_CSSN: Array
+    messages_SSN: Array
+    shared_bytes_SSN: Array
+
+    @property
+    def stages(self) -> int:
+        return len(self.bounds_BN) - 1
+
+    def take(self, index_N: IntArray) -> Splits:
+        stages, candidates = self.stages, len(self.line_N)
+        index_K = (np.arange(stages)[:, None] * candidates + index_N).ravel()
+        spans = {f.name: getattr(self.spans, f.name)[..., index_K] for f in fields(Spans)}
+        rest = {f.name: getattr(self, f.name)[..., index_N] for f in fields(Splits) if f.name != "spans"}
+        return Splits(spans=Spans(**spans), **rest)
+
+
+def cut(lines: Sequence[Line], bounds: Sequence[IntArray]) -> Splits:
+    """All candidates together that ``bounds[l]``, shape (B, N_l), makes of ``lines[l]``."""
+    parts = [
+        _cut(index, line, bounds_BN)
+        for index, (line, bounds_BN) in enumerate(zip(lines, bounds, strict=True))
+    ]
+    stages = parts[0].stages
+
+    def joined(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        return np.concatenate(arrays, axis=-1)
+
+    def joined_by_stage(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+        whole = joined([array.reshape(*array.shape[:-1], stages, -1) for array in arrays])
+        return whole.reshape(*whole.shape[:-2], -1)
+
+    spans = {f.name: joined_by_stage([getattr(p.spans, f.name) for p in parts]) for f in fields(Spans)}
+    rest = {f.name: joined([getattr(p, f.name) for p in parts]) for f in fields(Splits) if f.name != "spans"}
+    return Splits(spans=Spans(**spans), **rest)
+
+
+def _cut(index: int, line: Line, bounds_BN: IntArray) -> Splits:
+    work, tensors = line.workload, line.tensors
+    stages, candidates, counts = len(bounds_BN) - 1, bounds_BN.shape[1], len(work.counts)
+    bytes_CSSN = np.zeros((counts, stages, stages, candidates))
+    messages_SSN = np.zeros((stages, stages, candidates))
+    carries_I = (work.gradient_bytes_CI > 0).any(axis=0)
+    weight_I = np.vstack([work.message_bytes_CI, work.gradient_bytes_CI, np.ones_like(carries_I), carries_I])
+    weight_E = weight_I[:, tensors.item_E]
+    made_SEN = [tensors.made_within(bounds_BN[s], bounds_BN[s + 1]) for s in range(stages - 1)]
+    for target in range(1, stages):
+        read_EN = tensors.within(bounds_BN[target], bounds_BN[target + 1])
+        for source in range(target):
+            sent = weight_E @ (read_EN & made_SEN[source]).astype(float)
+            bytes_CSSN[:, source, target] = sent[:counts]
+            bytes_CSSN[:, target, source] = sent[counts : 2 * counts]
+            messages_SSN[source, target], messages_SSN[target, source] = sent[2 * counts :]
+    return Splits(
+        line_N=np.full(candidates, index),
+        bounds_BN=bounds_BN,
+        spans=line.spans(bounds_BN[:-1].ravel(), bounds_BN[1:].ravel()),
+        bytes_CSSN=bytes_CSSN,
+        messages_SSN=messages_SSN,
+        shared_bytes_SSN=line.shared_bytes(bounds_BN),
+    )
+
+
+def _between(position_I: IntArray, start_K: IntArray, end_K: IntArray) -> Mask:
+    return (position_I[:, None] >= start_K) & (position_I[:, None] < end_K)
+
+
+def _per_item(combine: np.ufunc, item_E: IntArray, value_E: IntArray) -> IntArray:
+    """Reduce the values of every item's pairs (every item has one)."""
+    first_I = np.flatnonzero(np.append(True, item_E[1:] != item_E[:-1])[: len(item_E)])
+    return combine.reduceat(value_E, first_I) if len(item_E) else value_E
+
+
+def _prefix(value_CDO: Array) -> Array:
+    padding = [(0, 0)] * (value_CDO.ndim - 1) + [(1, 0)]
+    return np.pad(np.cumsum(value_CDO, axis=-1), padding)
+
+
+def _maxima(value_CO: Array) -> Array:
+    """Largest of the 2^l values from each operator on, shape (L, C, O): a sparse table."""
+    levels = [value_CO]
+    while (1 << len(levels)) <= value_CO.shape[-1]:
+        half = 1 << (len(levels) - 1)
+        moved = np.concatenate([levels[-1][:, half:], levels[-1][:, -half:]], axis=1)
+        levels.append(np.maximum(levels[-1], moved))
+    return np.stack(levels)

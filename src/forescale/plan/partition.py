@@ -1,0 +1,211 @@
+"""Splits a model over devices so that a training step is predicted to be shortest.
+
+plan = partition(problem)
+predict(problem, plan.stages, plan.microbatches, plan.schedule)  # the same, for any split
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from forescale.core.errors import InfeasiblePlan, InvalidInput
+from forescale.plan.evaluation import INFEASIBLE, Evaluation, Mode, Pricing, evaluate
+from forescale.plan.line import Line, cut
+from forescale.plan.order import Atoms, gather_atoms, linear_orders
+from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage, StagePrediction
+from forescale.plan.problem import PartitionProblem
+from forescale.plan.rationale import explain
+from forescale.plan.search import Candidate, Search, choose
+from forescale.plan.workload import Workload, tabulate
+
+
+def partition(
+    problem: PartitionProblem,
+    *,
+    devices_order: Sequence[str] | None = None,
+    max_stages: int | None = None,
+    schedule: Schedule | None = None,
+) -> PartitionPlan:
+    """The split, devices, microbatch count and schedule with the shortest predicted step.
+
+    Stages are intervals of several topological orders; a device without a stage stays idle if that is
+    faster. A stage recomputes its forward only if it does not fit otherwise.
+
+    Args:
+        devices_order: names of devices; stages follow this order, and devices not in it are left out.
+        max_stages: at most this many stages.
+        schedule: fixes the schedule; both are tried otherwise.
+
+    Raises:
+        InfeasiblePlan: nothing fits the devices' memory, even with recomputation.
+        InvalidInput: more devices than operators, or an unknown device.
+    """
+    workload, pricing = tabulate(problem), Pricing.of(problem)
+    atoms = gather_atoms(problem.graph)
+    order = None if devices_order is None else _positions(problem, devices_order)
+    usable = len(problem.cluster.devices) if order is None else len(order)
+    most_stages = usable if max_stages is None else min(max_stages, usable)
+    _check_request(problem, atoms, most_stages)
+    orders = linear_orders(problem.graph, atoms, problem.costs[workload.counts[0]].tensor_bytes)
+    search = Search(
+        workload=workload,
+        pricing=pricing,
+        lines=[_lay_out(workload, atoms, atom_order) for atom_order in orders],
+        schedules=tuple(Schedule) if schedule is None else (schedule,),
+        order=order,
+    )
+    candidates = search.run(most_stages)
+    best = choose(candidates)
+    evaluation = _evaluate(search, best)
+    if best.score >= INFEASIBLE:
+        raise _infeasible(search, best, evaluation)
+    plan = PartitionPlan(
+        stages=_stages(search, best, evaluation),
+        microbatches=best.mode.microbatches,
+        schedule=best.mode.schedule,
+        prediction=_prediction(evaluation),
+    )
+    return explain(problem, plan, candidates, _even_step_s(search, best))
+
+
+def predict(
+    problem: PartitionProblem, stages: Sequence[Stage], microbatches: int, schedule: Schedule
+) -> Prediction:
+    """What a step of any given split is predicted to take; stages recompute as they say.
+
+    Raises:
+        InvalidInput: not a split of this graph over this cluster, or an unknown microbatch count.
+    """
+    workload = tabulate(problem)
+    devices = _positions(problem, [stage.device for stage in stages])
+    if microbatches not in workload.counts:
+        known = ", ".join(map(str, workload.counts))
+        raise InvalidInput(f"no costs are known for {microbatches} microbatches, only for {known}")
+    stage_of = _stage_of(problem, stages)
+    length = len(stages)
+    bounds_B1 = np.array([*range(length), length + 1])[:, None]
+    evaluation = evaluate(
+        Pricing.of(problem),
+        cut([Line(workload, stage_of, length)], [bounds_B1]),
+        np.array(devices)[:, None],
+        Mode(choice=workload.counts.index(microbatches), microbatches=microbatches, schedule=schedule),
+        np.array([stage.recompute for stage in stages])[:, None],
+    )
+    return _prediction(evaluation)
+
+
+def _positions(problem: PartitionProblem, names: Sequence[str]) -> tuple[int, ...]:
+    known = [device.name for device in problem.cluster.devices]
+    if unknown := [name for name in names if name not in known]:
+        raise InvalidInput(f"unknown device {unknown[0]!r}; the cluster has {', '.join(known)}")
+    if len(set(names)) < len(names):
+        raise InvalidInput("a device can run one stage only, and one is named twice")
+    return tuple(known.index(name) for name in names)
+
+
+def _check_request(problem: PartitionProblem, atoms: Atoms, most_stages: int) -> None:
+    if most_stages < 1 or not problem.costs:
+        raise InvalidInput("a plan needs at least one device, one stage and one microbatch count")
+    if most_stages > len(atoms.members):
+        raise InvalidInput(
+            f"{most_stages} devices are more than the {len(atoms.members)} operators that can be on devices "
+            f"of their own; ask for at most {len(atoms.members)}"
+        )
+
+
+def _stage_of(problem: PartitionProblem, stages: Sequence[Stage]) -> list[int]:
+    """The stage of every operator, checked to be a split."""
+    stage_of = {operator: index for index, stage in enumerate(stages) for operator in stage.operators}
+    count = len(problem.graph.operators)
+    if sum(len(stage.operators) for stage in stages) != count or stage_of.keys() != set(range(count)):
+        raise InvalidInput(f"the stages must hold each of the graph's {count} operators exactly once")
+    if not all(stage.operators for stage in stages):
+        raise InvalidInput("a stage without operators; leave it out")
+    for operator, predecessors in enumerate(problem.graph.predecessors):
+        if any(stage_of[predecessor] > stage_of[operator] for predecessor in predecessors):
+            name = problem.graph.operators[operator].name
+            raise InvalidInput(f"operator {name} would need a tensor from a later stage")
+    return [stage_of[operator] for operator in range(count)]
+
+
+def _lay_out(workload: Workload, atoms: Atoms, order: Sequence[int]) -> Line:
+    position = {atom: index for index, atom in enumerate(order)}
+    return Line(workload, [position[atom] for atom in atoms.atom_of], len(order))
+
+
+def _evaluate(search: Search, candidate: Candidate) -> Evaluation:
+    splits = cut([search.lines[candidate.line]], [np.array(candidate.bounds)[:, None]])
+    return evaluate(search.pricing, splits, np.array(candidate.devices)[:, None], candidate.mode)
+
+
+def _even_step_s(search: Search, best: Candidate) -> float | None:
+    """Seconds of the same pipeline cut into equal numbers of operators, None if that does not fit."""
+    if len(best.devices) == 1:
+        return None
+    line = search.lines[best.line]
+    counts = np.searchsorted(np.sort(line.position_O[:-1]), np.arange(line.length))
+    shares = np.arange(1, len(best.devices)) / len(best.devices)
+    cuts = np.searchsorted(counts, shares * (len(line.position_O) - 1)).clip(1, line.length - 1)
+    bounds = np.array([0, *cuts.tolist(), line.length + 1])
+    if (np.diff(bounds) < 1).any():
+        return None
+    splits = cut([line], [bounds[:, None]])
+    score = float(evaluate(search.pricing, splits, np.array(best.devices)[:, None], best.mode).score_N[0])
+    return score if score < INFEASIBLE else None
+
+
+def _stages(search: Search, candidate: Candidate, evaluation: Evaluation) -> tuple[Stage, ...]:
+    devices = search.pricing.problem.cluster.devices
+    position_O = search.lines[candidate.line].position_O[:-1]
+    stage_O = np.searchsorted(np.array(candidate.bounds[1:-1]), position_O, side="right")
+    return tuple(
+        Stage(
+            device=devices[device].name,
+            operators=tuple(np.flatnonzero(stage_O == stage).tolist()),
+            recompute=bool(evaluation.recompute_SN[stage, 0]),
+        )
+        for stage, device in enumerate(candidate.devices)
+    )
+
+
+def _prediction(evaluation: Evaluation) -> Prediction:
+    """Of the only candidate."""
+    times = evaluation.times
+    return Prediction(
+        step_s=float(evaluation.step_s_N[0]),
+        stages=tuple(
+            StagePrediction(
+                forward_s=float(times.forward_s_SN[stage, 0]),
+                backward_s=float(times.backward_s_SN[stage, 0]),
+                transfer_s=float(evaluation.transfer_s_SN[stage, 0]),
+                optimizer_s=float(times.optimizer_s_SN[stage, 0]),
+                busy_s=float(evaluation.busy_s_SN[stage, 0]),
+                memory_bytes=round(float(evaluation.memory_bytes_SN[stage, 0])),
+            )
+            for stage in range(len(times.forward_s_SN))
+        ),
+    )
+
+
+def _infeasible(search: Search, best: Candidate, evaluation: Evaluation) -> InfeasiblePlan:
+    """The error for the split that misses the fewest bytes."""
+    stage = int(evaluation.excess_bytes_SN[:, 0].argmax())
+    device = search.pricing.problem.cluster.devices[best.devices[stage]]
+    capacity_S = search.pricing.capacity_bytes_D[list(best.devices)]
+    fixed_S = evaluation.footprint.fixed_bytes_K
+    share = float(((capacity_S - fixed_S) / (evaluation.memory_bytes_SN[:, 0] - fixed_S).clip(1)).min())
+    needed_bytes = int(np.ceil(evaluation.memory_bytes_SN[stage, 0]))
+    ways = [f"{needed_bytes:,} bytes on {device.name}"]
+    if share >= 0.01:
+        ways.append(f"batches of at most {int(share * 100)}% of these rows")
+    else:
+        ways.append("more devices (parameters, gradients and optimiser state alone do not fit)")
+    recomputing = ", with recomputation" if evaluation.recompute_SN.any() else ""
+    how = f"{len(best.devices)} stages, {best.mode.microbatches} microbatches{recomputing}"
+    return InfeasiblePlan(
+        short_bytes=needed_bytes - device.memory_bytes,
+        device=device.name,
+        fits=f"{' or '.join(ways)} would fit ({how})",
+    )

@@ -1,0 +1,136 @@
+"""Says in words why a plan is as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from forescale.plan.evaluation import INFEASIBLE
+from forescale.plan.partition_plan import PartitionPlan, Schedule
+from forescale.plan.problem import PartitionProblem
+from forescale.plan.search import Candidate
+
+_SCHEDULE_NAMES = {Schedule.ONE_F_ONE_B: "1F1B", Schedule.GPIPE: "GPipe"}
+
+
+def explain(
+    problem: PartitionProblem,
+    plan: PartitionPlan,
+    candidates: Sequence[Candidate],
+    even_step_s: float | None,
+) -> PartitionPlan:
+    """The plan with its reasons.
+
+    Args:
+        candidates: the best found of every number of stages, microbatch count and schedule.
+        even_step_s: the same pipeline's predicted step when every stage has as many operators.
+    """
+    sentences = [
+        _bottleneck(plan),
+        *_cuts(problem, plan),
+        _microbatch_count(problem, plan, candidates),
+        *_alternatives(plan, candidates, even_step_s),
+        *_recomputation(plan),
+    ]
+    return replace(plan, rationale=tuple(sentences))
+
+
+def _bottleneck(plan: PartitionPlan) -> str:
+    busy_s, stage = max((s.busy_s, index) for index, s in enumerate(plan.prediction.stages))
+    step_s = plan.prediction.step_s
+    limit = (
+        f"stage {stage} on {plan.stages[stage].device} is the bottleneck: busy {busy_s / step_s:.0%} of it"
+    )
+    return f"A step is predicted to take {_time(step_s)}; {limit}."
+
+
+def _cuts(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
+    operators, sentences = problem.graph.operators, list[str]()
+    for index, (stage, following) in enumerate(zip(plan.stages[:-1], plan.stages[1:], strict=True)):
+        last, first = operators[stage.operators[-1]], operators[following.operators[0]]
+        names = _sent(problem, plan, index)
+        size_bytes = sum(problem.costs[plan.microbatches].tensor_bytes[name] for name in names)
+        link = problem.cluster.link(stage.device, following.device)
+        seconds = len(names) * link.latency_s + size_bytes / link.bandwidth_bytes_per_s
+        how = "which both devices spend on it" if link.occupies_device else "beside the computation"
+        sentences.append(
+            f"Stage {index} ends in {_place(last.module_path)} ({last.name}), stage {index + 1} begins in "
+            f"{_place(first.module_path)} ({first.name}); {len(names)} tensors of {_bytes(size_bytes)} leave "
+            f"stage {index} per microbatch, about {_time(seconds)} {how}, and their gradients come back."
+        )
+    return sentences
+
+
+def _sent(problem: PartitionProblem, plan: PartitionPlan, stage: int) -> list[str]:
+    """Tensors that leave a stage."""
+    own = set(plan.stages[stage].operators)
+    graph = problem.graph
+    return [
+        name
+        for index in plan.stages[stage].operators
+        for name in graph.operators[index].outputs
+        if name is not None and (name in graph.outputs or not own.issuperset(graph.tensors[name].consumers))
+    ]
+
+
+def _microbatch_count(problem: PartitionProblem, plan: PartitionPlan, candidates: Sequence[Candidate]) -> str:
+    chosen = f"{plan.microbatches} microbatches ({_SCHEDULE_NAMES[plan.schedule]})"
+    if plan.microbatches == 1:
+        chosen = "1 microbatch"
+    best: dict[int, float] = {}
+    for candidate in candidates:
+        count = candidate.mode.microbatches
+        best[count] = min(candidate.score, best.get(count, candidate.score))
+    others = [f"{_outcome(best[n])} with {n}" for n in sorted(problem.costs) if n != plan.microbatches]
+    if not others:
+        return f"The batch is run as {chosen}, the only choice given."
+    return f"The batch is run as {chosen}: fewer leave devices waiting, more cost overhead ({', '.join(others)})."
+
+
+def _alternatives(
+    plan: PartitionPlan, candidates: Sequence[Candidate], even_step_s: float | None
+) -> list[str]:
+    step_s = plan.prediction.step_s
+    found: dict[int, float] = {}
+    for candidate in candidates:
+        stages = len(candidate.devices)
+        found[stages] = min(candidate.score, found.get(stages, candidate.score))
+    tried = [
+        f"{_stages(n)}: {_outcome(score)}" for n, score in sorted(found.items()) if n != len(plan.stages)
+    ]
+    if even_step_s is not None:
+        tried.append(
+            f"as many operators on every stage: {_outcome(even_step_s)} ({even_step_s / step_s:.2f} times)"
+        )
+    return [f"Alternatives: {'; '.join(tried)}."] if tried else []
+
+
+def _recomputation(plan: PartitionPlan) -> list[str]:
+    recomputing = [f"stage {index}" for index, stage in enumerate(plan.stages) if stage.recompute]
+    return [f"To fit in memory, {' and '.join(recomputing)} runs its forward again."] if recomputing else []
+
+
+def _stages(count: int) -> str:
+    return "one device alone" if count == 1 else f"{count} stages"
+
+
+def _outcome(score: float) -> str:
+    return _time(score) if score < INFEASIBLE else "does not fit in memory"
+
+
+def _place(module_path: str) -> str:
+    return f"`{module_path}`" if module_path else "the model itself"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} µs"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -1,0 +1,221 @@
+"""Finds the split whose simulated step is shortest.
+
+If a line has few enough cuts all are simulated, which is always so for two stages of up to a thousand
+operators. Otherwise :mod:`forescale.plan.interval` proposes, and the best proposals' boundaries are
+moved, in steps large and small, while the simulated step gets shorter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, islice
+from math import comb
+
+import numpy as np
+
+from forescale.plan.evaluation import Mode, Pricing, evaluate
+from forescale.plan.interval import IntervalProgram
+from forescale.plan.line import Line, cut
+from forescale.plan.partition_plan import Schedule
+from forescale.plan.workload import IntArray, Workload
+
+_MOST_CUTS = 5_000
+_MOST_CELLS = 1_500_000
+_MOST_SEQUENCES = 24
+_REFINED = 6
+_SHIFTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+# Shorter by less is not shorter: fewer stages and microbatches win.
+_SHORTER = 1 - 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One split: boundaries on a line, positions of the devices in the cluster, and its score."""
+
+    score: float
+    line: int
+    bounds: tuple[int, ...]
+    devices: tuple[int, ...]
+    mode: Mode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """The space that is searched; ``order``: positions of the devices that must follow one another so."""
+
+    workload: Workload
+    pricing: Pricing
+    lines: Sequence[Line]
+    schedules: Sequence[Schedule]
+    order: tuple[int, ...] | None
+
+    def run(self, most_stages: int) -> list[Candidate]:
+        """The best candidate of every number of stages, microbatch count and schedule, the simplest first."""
+        found = [winner for stages in range(1, most_stages + 1) for winner in self._explore(stages)]
+        proposed = [candidate for candidate in found if not self._tries_all(len(candidate.devices))]
+        proposed.sort(key=lambda candidate: candidate.score)
+        return found + [self._refine(candidate) for candidate in proposed[:_REFINED]]
+
+    def _modes(self, stages: int) -> list[Mode]:
+        schedules = self.schedules if stages > 1 else self.schedules[:1]
+        return [
+            Mode(choice=choice, microbatches=count, schedule=schedule)
+            for choice, count in enumerate(self.workload.counts)
+            for schedule in (schedules if count > 1 else schedules[:1])
+        ]
+
+    def _tries_all(self, stages: int) -> bool:
+        cuts = comb(self.lines[0].length - 1, stages - 1)
+        sequences = len(self._sequences(stages))
+        return cuts * sequences <= _MOST_CUTS and cuts * self.lines[0].length <= _MOST_CELLS
+
+    def _explore(self, stages: int) -> list[Candidate]:
+        sequences = self._sequences(stages)
+        if self._tries_all(stages):
+            every_BN = _all_bounds(self.lines[0].length, stages)
+            bounds = [every_BN] * len(self.lines)
+            index_N, sequence_N = (
+                axis.ravel() for axis in np.indices((len(self.lines) * every_BN.shape[1], len(sequences)))
+            )
+        else:
+            bounds, index_N, sequence_N = self._proposals(stages, sequences)
+        splits = cut(self.lines, bounds).take(index_N)
+        devices_SN = np.array(sequences).T[:, sequence_N]
+        winners: list[Candidate] = []
+        for mode in self._modes(stages):
+            score_N = evaluate(self.pricing, splits, devices_SN, mode).score_N
+            best = int(score_N.argmin())
+            winners.append(
+                Candidate(
+                    score=float(score_N[best]),
+                    line=int(splits.line_N[best]),
+                    bounds=tuple(splits.bounds_BN[:, best].tolist()),
+                    devices=tuple(devices_SN[:, best].tolist()),
+                    mode=mode,
+                )
+            )
+        return winners
+
+    def _proposals(
+        self, stages: int, sequences: Sequence[tuple[int, ...]]
+    ) -> tuple[list[IntArray], IntArray, IntArray]:
+        """Distinct boundaries per line, and the pairs of boundaries (over all lines) and device sequence."""
+        modes = [mode for mode in self._modes(stages) if mode.schedule is self.schedules[0]]
+        bounds: list[IntArray] = []
+        pairs: list[IntArray] = []
+        for line in self.lines:
+            program = IntervalProgram(line, self.pricing)
+            proposed_BN = np.concatenate(
+                [program.propose(devices, mode) for devices in sequences for mode in modes], axis=1
+            )
+            proposed_BN[-1] = line.length + 1
+            sequence_N = np.repeat(np.arange(len(sequences)), proposed_BN.shape[1] // len(sequences))
+            distinct_BN, index_N = np.unique(proposed_BN, axis=1, return_inverse=True)
+            offset = sum(b.shape[1] for b in bounds)
+            bounds.append(distinct_BN)
+            pairs.append(np.unique(np.stack([index_N.ravel() + offset, sequence_N]), axis=1))
+        index_N, sequence_N = np.concatenate(pairs, axis=1)
+        return bounds, index_N, sequence_N
+
+    def _refine(self, candidate: Candidate) -> Candidate:
+        while True:
+            line = self.lines[candidate.line]
+            moved = list(_moves(candidate.bounds))
+            swapped = list(self._swaps(candidate.devices))
+            bounds_BN = np.array([*moved, *[candidate.bounds] * len(swapped)]).T
+            devices_SN = np.array([*[candidate.devices] * len(moved), *swapped]).T
+            splits = cut([line], [bounds_BN])
+            score_N = evaluate(self.pricing, splits, devices_SN, candidate.mode).score_N
+            best = int(score_N.argmin())
+            if score_N[best] >= candidate.score * _SHORTER:
+                return candidate
+            candidate = replace(
+                candidate,
+                score=float(score_N[best]),
+                bounds=tuple(bounds_BN[:, best].tolist()),
+                devices=tuple(devices_SN[:, best].tolist()),
+            )
+
+    def _swaps(self, devices: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        """The same stages with two devices exchanged, or one that had nothing to do taken in."""
+        if self.order is not None:
+            return
+        everywhere = range(len(self.pricing.capacity_bytes_D))
+        for stage, device in enumerate(devices):
+            for other in everywhere:
+                if other != device and other not in devices[:stage]:
+                    exchange = {device: other, other: device}
+                    yield tuple(exchange.get(d, d) for d in devices)
+
+    def _sequences(self, stages: int) -> list[tuple[int, ...]]:
+        """Devices of the stages in pipeline order: all that differ, or likely ones if those are too many."""
+        if self.order is not None:
+            return list(combinations(self.order, stages))
+        classes = self._device_classes()
+        distinct = list(islice(_arrangements(classes, stages), _MOST_SEQUENCES + 1))
+        if len(distinct) <= _MOST_SEQUENCES:
+            return distinct
+        slowness_D = (self.workload.forward_s_CDO + self.workload.backward_s_CDO)[0].sum(axis=1)
+        fastest = np.argsort(slowness_D, kind="stable")[:stages].tolist()
+        largest = np.argsort(-self.pricing.capacity_bytes_D, kind="stable")[:stages].tolist()
+        orders = (fastest, fastest[::-1], sorted(fastest), largest)
+        return list(dict.fromkeys(tuple(order) for order in orders))
+
+    def _device_classes(self) -> list[int]:
+        """Equal numbers for devices that are interchangeable."""
+        problem = self.pricing.problem
+        if problem.cluster.links:
+            return list(range(len(problem.cluster.devices)))
+        work = self.workload
+        seen: dict[bytes, int] = {}
+        classes: list[int] = []
+        for device, capacity_bytes in enumerate(self.pricing.capacity_bytes_D):
+            rows = (work.forward_s_CDO[:, device].tobytes(), work.backward_s_CDO[:, device].tobytes())
+            rest = np.array([capacity_bytes, problem.optimizer_s_per_byte_D[device]]).tobytes()
+            classes.append(seen.setdefault(b"".join((*rows, rest)), device))
+        return classes
+
+
+def choose(candidates: Sequence[Candidate]) -> Candidate:
+    """The first of those that are not longer than another."""
+    best = candidates[0]
+    for candidate in candidates[1:]:
+        if candidate.score < best.score * _SHORTER:
+            best = candidate
+    return best
+
+
+def _all_bounds(length: int, stages: int) -> IntArray:
+    cuts = np.array(list(combinations(range(1, length), stages - 1)), dtype=np.int64)
+    ends = ((0, 0), (1, 1))
+    bounds_NB = np.pad(cuts.reshape(len(cuts), stages - 1), ends)
+    bounds_NB[:, -1] = length + 1
+    return bounds_NB.T
+
+
+def _moves(bounds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """Boundaries with one of them moved, or two neighbours together."""
+    inner, end = bounds[1:-1], bounds[-1] - 1
+    for first in range(len(inner)):
+        for last in range(first + 1, min(first + 3, len(inner) + 1)):
+            for shift in (*_SHIFTS, *(-shift for shift in _SHIFTS)):
+                moved = (*inner[:first], *(b + shift for b in inner[first:last]), *inner[last:])
+                if all(a < b for a, b in zip((0, *moved), (*moved, end), strict=True)):
+                    yield (0, *moved, bounds[-1])
+
+
+def _arrangements(classes: Sequence[int], places: int) -> Iterator[tuple[int, ...]]:
+    """Devices for so many places, without those that only exchange interchangeable devices."""
+
+    def extend(chosen: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        if len(chosen) == places:
+            yield chosen
+            return
+        tried: set[int] = set()
+        for device, kind in enumerate(classes):
+            if device not in chosen and kind not in tried:
+                tried.add(kind)
+                yield from extend((*chosen, device))
+
+    return extend(())

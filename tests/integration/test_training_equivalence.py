@@ -1,0 +1,177 @@
+"""Losses of pipelined training against those of the plain loop with the same microbatches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from integration import training_tasks as tasks
+from integration.training import Cuts, Workers, loss_difference, plain, state_difference
+
+import forescale as fs
+from forescale.engine.train.task import TrainingTask
+from forescale.plan.partition_plan import Schedule
+
+GPIPE = Schedule.GPIPE
+FLOAT64 = torch.float64
+
+# Losses are about 4; one unit in the last place of a float32 there is 4.8e-7.
+UNTIED, TIED, EXACT = 1e-6, 1e-5, 1e-11
+
+Make = Callable[[], TrainingTask]
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
+    torch.set_num_threads(1)
+    with Workers(tmp_path_factory.mktemp("run")) as workers:
+        yield workers
+
+
+THREE = Cuts(at=(0.3, 0.7))
+CASES: Mapping[str, tuple[Make, Cuts, float]] = {
+    "one device": (tasks.gpt, Cuts(at=()), UNTIED),
+    "gpt": (tasks.gpt, Cuts(), UNTIED),
+    "gpt, 3 stages": (tasks.gpt, THREE, UNTIED),
+    "gpt, 3 stages, scattered": (tasks.gpt, replace(THREE, scatter=1), UNTIED),
+    "gpt, gpipe": (tasks.gpt, replace(THREE, schedule=GPIPE), UNTIED),
+    "gpt, recomputed": (tasks.gpt, replace(THREE, recompute=True), UNTIED),
+    "gpt, tied": (lambda: tasks.gpt(tied=True), Cuts(), TIED),
+    "gpt, tied, 3 stages": (lambda: tasks.gpt(tied=True), replace(THREE, scatter=2), TIED),
+    "gpt, tied, exact": (lambda: tasks.gpt(FLOAT64, tied=True), THREE, EXACT),
+    "gpt, lengths change": (lambda: tasks.gpt(vary=True), THREE, UNTIED),
+    "gpt, lengths change, exact": (lambda: tasks.gpt(FLOAT64, vary=True), replace(THREE, scatter=3), EXACT),
+    "gpt, bfloat16": (lambda: tasks.gpt(autocast=torch.bfloat16), THREE, UNTIED),
+    "gpt, clipped and scheduled": (
+        lambda: tasks.gpt(FLOAT64, clip_norm=0.2, scheduler=tasks.halving),
+        THREE,
+        EXACT,
+    ),
+    "gpt, tied and clipped": (lambda: tasks.gpt(FLOAT64, tied=True, clip_norm=0.2), THREE, EXACT),
+    "gpt, groups": (lambda: tasks.gpt(FLOAT64, optimizer=tasks.grouped), THREE, EXACT),
+    "gpt, momentum": (lambda: tasks.gpt(FLOAT64, optimizer=tasks.momentum), THREE, EXACT),
+    "gpt, adafactor": (lambda: tasks.gpt(FLOAT64, optimizer=tasks.adafactor), THREE, EXACT),
+    "gpt, weighted by tokens": (
+        lambda: tasks.gpt(
+            FLOAT64, batches=tasks.padded_texts(6), loss=tasks.padded_loss, weight=tasks.unpadded_tokens
+        ),
+        THREE,
+        EXACT,
+    ),
+    "gpt of transformers": (tasks.hugging_face_gpt, THREE, TIED),
+    "gpt of transformers, exact": (lambda: tasks.hugging_face_gpt(FLOAT64), replace(THREE, scatter=4), EXACT),
+    "resnet": (tasks.resnet, THREE, UNTIED),
+    "resnet, scattered, recomputed": (
+        lambda: tasks.resnet(FLOAT64),
+        replace(THREE, scatter=5, recompute=True),
+        EXACT,
+    ),
+    "unet": (tasks.unet, THREE, UNTIED),
+    "unet, scattered": (lambda: tasks.unet(FLOAT64), replace(THREE, scatter=6, schedule=GPIPE), EXACT),
+    "two heads": (tasks.two_heads, Cuts(at=(0.6, 0.8)), EXACT),
+    "two heads, one device": (tasks.two_heads, Cuts(at=()), EXACT),
+    "running mean": (tasks.running_mean, THREE, EXACT),
+    "running mean, recomputed": (tasks.running_mean, replace(THREE, recompute=True), EXACT),
+    "mixture of experts": (tasks.mixture, replace(THREE, scatter=7), EXACT),
+    "frozen and unused parameters": (tasks.frozen, THREE, EXACT),
+    "no_grad, detach, batch is a tensor": (tasks.reconstruction, THREE, EXACT),
+    "nested batch": (tasks.nested, Cuts(), EXACT),
+    "optimizer instance": (tasks.with_optimizer_instance, THREE, EXACT),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pipelined_training_is_the_plain_loop(name: str, workers: Workers) -> None:
+    make, cuts, tolerance = CASES[name]
+    reference = plain(make(), 6, cuts.microbatches)
+    trained = workers.train(make(), cuts, 6)
+    assert loss_difference(trained, reference) <= tolerance
+    # Parameters differ by more than losses: AdamW divides by gradients that may be tiny.
+    assert state_difference(trained, reference) <= max(1e-9, 30 * tolerance)
+    assert trained.losses[-1] != trained.losses[0]
+
+
+def test_buffers_count_every_batch_once(workers: Workers) -> None:
+    trained = workers.train(tasks.resnet(), Cuts(recompute=True), 6)
+    counters = {n: int(t) for n, t in trained.state.items() if n.endswith("num_batches_tracked")}
+    assert counters
+    assert set(counters.values()) == {6 * 4}
+
+
+def test_dropout_is_the_same_however_the_model_is_cut(workers: Workers) -> None:
+    def task() -> TrainingTask:
+        return tasks.gpt(FLOAT64, dropout=0.1)
+
+    one = workers.train(task(), Cuts(at=()), 6)
+    assert loss_difference(one, workers.train(replace(task(), seed=1), Cuts(at=()), 6)) > 1e-3
+    for cuts in (Cuts(), replace(THREE, scatter=8), replace(THREE, recompute=True, schedule=GPIPE)):
+        several = workers.train(task(), cuts, 6)
+        assert loss_difference(one, several) <= EXACT
+        assert state_difference(one, several) <= 1e-9
+
+
+REPARTITIONS: Mapping[str, tuple[Make, Mapping[int, Cuts], float]] = {
+    "untied": (tasks.gpt, {0: Cuts(), 2: Cuts(at=(0.2,)), 4: Cuts(at=(0.7,)), 5: THREE}, UNTIED),
+    "tied, to and from an idle device": (
+        lambda: tasks.gpt(FLOAT64, tied=True, clip_norm=0.5, scheduler=tasks.halving),
+        {
+            0: Cuts(devices=(0, 1)),
+            2: Cuts(at=(0.3,), devices=(2, 0)),
+            3: replace(THREE, scatter=9),
+            5: Cuts(at=(), devices=(1,)),
+        },
+        EXACT,
+    ),
+    "buffers": (
+        lambda: tasks.resnet(FLOAT64),
+        {0: THREE, 2: Cuts(devices=(1, 2)), 3: Cuts(at=(0.8,), devices=(2, 0)), 5: THREE},
+        EXACT,
+    ),
+    "running mean": (tasks.running_mean, {0: Cuts(), 2: Cuts(at=(0.8,)), 3: THREE, 5: Cuts(at=(0.2,))}, EXACT),
+    "factored state": (
+        lambda: tasks.gpt(FLOAT64, optimizer=tasks.adafactor),
+        {0: Cuts(), 2: Cuts(at=(0.2,)), 3: THREE, 4: Cuts(at=(0.7,))},
+        EXACT,
+    ),
+    "microbatches and schedule": (
+        lambda: tasks.gpt(FLOAT64),
+        {0: Cuts(), 2: Cuts(microbatches=2), 3: Cuts(microbatches=8, schedule=GPIPE), 4: Cuts(microbatches=1)},
+        EXACT,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REPARTITIONS)
+def test_three_repartitions_change_nothing(name: str, workers: Workers) -> None:
+    make, cuts, tolerance = REPARTITIONS[name]
+    reference = plain(make(), 6, lambda step: cuts[max(s for s in cuts if s <= step)].microbatches)
+    trained = workers.train(make(), cuts, 6)
+    assert [r.step for r in trained.repartitions] == [step for step in cuts if step]
+    assert loss_difference(trained, reference) <= tolerance
+    assert state_difference(trained, reference) <= max(1e-9, 30 * tolerance)
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_resumed_training_goes_on_as_if_it_had_not_stopped(tied: bool, workers: Workers) -> None:
+    def task() -> TrainingTask:
+        return tasks.gpt(FLOAT64, tied=tied, dropout=0.1, scheduler=tasks.halving, clip_norm=0.5)
+
+    whole = workers.train(task(), THREE, 6, checkpoint_at=3)
+    assert whole.checkpoint is not None
+    resumed = workers.train(task(), Cuts(at=(0.6,)), 6, resume=whole.checkpoint)
+    assert resumed.losses == pytest.approx(whole.losses[3:], abs=EXACT)
+    assert state_difference(resumed, whole) <= 1e-9
+
+
+def test_a_checkpoint_loads_into_the_plain_model(workers: Workers, tmp_path: Path) -> None:
+    trained = workers.train(tasks.gpt(tied=True), THREE, 3, checkpoint_at=3)
+    assert trained.checkpoint is not None
+    model = tasks.gpt(tied=True).model
+    model.load_state_dict(fs.load_checkpoint(trained.checkpoint))
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in trained.state.items())
+    assert torch.equal(state["head.weight"], state["tokens.weight"])
+    assert set(fs.load_checkpoint(trained.checkpoint)) == set(state)

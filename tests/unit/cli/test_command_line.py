@@ -1,0 +1,109 @@
+"""What is said about a command line before anything runs, and how failures end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from forescale.cli.failure import OneLineErrors
+from forescale.cli.main import app
+from forescale.core.errors import InvalidInput, RunFailed
+
+COMMANDS = ["devices", "profile", "plan", "train", "replay"]
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def fails_in_one_line(result: Result, exit_code: int = 2) -> str:
+    """The error's text."""
+    assert result.exit_code == exit_code
+    assert not result.stdout
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"forescale {command}" in result.stdout.split("Examples:")[1]
+
+
+def test_help_lists_every_command() -> None:
+    assert [name for name in COMMANDS if name not in run("--help").stdout] == []
+
+
+def test_version() -> None:
+    assert run("--version").stdout.startswith("forescale 0.")
+
+
+def test_no_command_shows_the_help() -> None:
+    result = run()
+    assert "Commands" in result.output
+    assert "error:" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "some.py"], "--steps"),
+        (["train", "some.py", "--steps", "0"], "--steps"),
+        (["train", "some.py", "--steps", "3", "--resume"], "--dir"),
+        (["plan"], "FILE.py"),
+        (["plan", "some.py", "--devices", "two"], "--devices"),
+        (["devices", "--devices", "0"], "at least 1"),
+        (["plan", "missing.py"], "there is no file missing.py"),
+        (["replay", "missing"], "missing"),
+    ],
+)
+def test_wrong_command_line(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run(*words)
+    line = result.stderr.splitlines()[-1]  # a command that had begun has said so
+    assert result.exit_code == 2
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def failing(error: BaseException) -> Result:
+    broken = typer.Typer(cls=OneLineErrors, pretty_exceptions_enable=False)
+
+    @broken.command()
+    def fail() -> None:
+        raise error
+
+    @broken.command()
+    def other() -> None: ...
+
+    return CliRunner().invoke(broken, ["fail"])
+
+
+def test_errors_raised_on_purpose_end_with_2() -> None:
+    assert "two\nlines".replace("\n", " ") in fails_in_one_line(failing(InvalidInput("two\nlines")))
+
+
+def test_an_interrupted_run_ends_with_130_and_names_its_checkpoint() -> None:
+    error = RunFailed("interrupted after 3 steps", checkpoint="runs/a/checkpoints/step-00000003")
+    error.__cause__ = KeyboardInterrupt()
+    assert "step-00000003" in fails_in_one_line(failing(error), exit_code=130)
+
+
+def test_ctrl_c_outside_a_run_ends_with_130() -> None:
+    assert "interrupted" in fails_in_one_line(failing(KeyboardInterrupt()), exit_code=130)
+
+
+def test_an_unexpected_error_leaves_its_traceback_in_a_file() -> None:
+    line = fails_in_one_line(failing(ZeroDivisionError("by zero")), exit_code=1)
+    assert "ZeroDivisionError: by zero" in line
+    kept = Path(line.split("the traceback is in ")[1].strip().removesuffix(")"))
+    assert "in fail" in kept.read_text(encoding="utf-8")
+    kept.unlink()

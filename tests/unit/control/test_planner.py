@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from chain_model import ROWS, ChainCosts, batch
+from forescale.control.planner import Planner, same_split
+from forescale.core.errors import InfeasiblePlan
+from forescale.plan.problem import PartitionProblem
+
+
+class CountedCosts:
+    def __init__(self) -> None:
+        self.costs = ChainCosts()
+        self.asked = 0
+
+    def problem(self, binding: Mapping[str, int], speeds: Mapping[str, float]) -> PartitionProblem:
+        self.asked += 1
+        return self.costs.problem(binding, speeds)
+
+
+def test_the_same_question_is_worked_out_once() -> None:
+    costs = CountedCosts()
+    planner = Planner(costs)
+    plan = planner.best(batch(128), {})
+    first = planner.prediction(plan, batch(128), {})
+    assert planner.prediction(planner.best(batch(128), {}), batch(128), {}) is first
+    assert costs.asked == 1
+
+
+def test_a_plan_is_predicted_to_take_what_it_says() -> None:
+    planner = Planner(ChainCosts())
+    plan = planner.best(batch(128), {"cpu1": 0.5})
+    assert planner.prediction(plan, batch(128), {"cpu1": 0.5}).step_s == pytest.approx(plan.prediction.step_s)
+
+
+def test_compute_is_that_of_all_microbatches() -> None:
+    planner = Planner(ChainCosts())
+    plan = planner.best(batch(128), {})
+    prediction = planner.prediction(plan, batch(128), {})
+    total = sum(stage.forward_s + stage.backward_s for stage in prediction.stages)
+    assert sum(planner.compute_s(plan, batch(128), {})) == pytest.approx(plan.microbatches * total)
+
+
+def test_small_batch_is_cut_into_fewer_microbatches() -> None:
+    planner = Planner(ChainCosts())
+    plan = planner.best(batch(128), {})
+    assert plan.microbatches > 1
+    small_s = planner.prediction(plan, {"rows": 1, "length": 128}, {}).step_s
+    assert small_s < planner.prediction(plan, {"rows": ROWS, "length": 128}, {}).step_s
+
+
+def test_missing_memory_is_named_by_device() -> None:
+    planner = Planner(ChainCosts(memory_bytes=20_000_000))
+    plan = Planner(ChainCosts()).best(batch(128), {})
+    assert set(planner.short_bytes(plan, batch(100_000))) == {stage.device for stage in plan.stages}
+    assert planner.short_bytes(plan, batch(1)) == {}
+
+
+def test_infeasible_is_infeasible_again() -> None:
+    planner = Planner(ChainCosts(memory_bytes=1000))
+    for _ in range(2):
+        with pytest.raises(InfeasiblePlan):
+            planner.best(batch(128), {})
+
+
+def test_splits_are_compared_without_their_reasons() -> None:
+    planner = Planner(ChainCosts())
+    a, b = planner.best(batch(128), {}), planner.best(batch(512), {})
+    assert same_split(a, a)
+    assert not same_split(a, b)
