@@ -19,11 +19,12 @@ import time
 from pathlib import Path
 
 import torch
+from forced import cut_plan, forced_run
 from table import environment, write_table
 from workloads import gpt_task, parameters
 
 import forescale as fs
-from forescale.engine.train.engine import WORKER_ENVIRONMENT
+from forescale.engine.train.crew import WORKER_ENVIRONMENT
 from forescale.engine.train.task import microbatch_rows, split_rows
 from forescale.profile.devices import find_cluster
 
@@ -55,7 +56,11 @@ def eager(core: int) -> None:
 def eager_in_own_process(core: int) -> list[float]:
     settings = {**os.environ, **WORKER_ENVIRONMENT, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, __file__, "--eager", str(core)], env=settings, check=True, capture_output=True, text=True
+        [sys.executable, __file__, "--eager", str(core)],
+        env=settings,
+        check=True,
+        capture_output=True,
+        text=True,
     )
     return json.loads(done.stdout)
 
@@ -65,7 +70,9 @@ def trained(sizes: dict[str, int], devices: int, folder: str) -> fs.TrainingRepo
     if devices == 1:
         cluster = type(cluster)(devices=cluster.devices[:1], default_link=cluster.default_link)
     task = gpt_task(**sizes, count=STEPS)
-    return fs.train(task, steps=STEPS, devices=cluster, adapt=False, directory=Path(folder) / f"{time.time_ns()}")
+    return fs.train(
+        task, steps=STEPS, devices=cluster, adapt=False, directory=Path(folder) / f"{time.time_ns()}"
+    )
 
 
 def main() -> None:
@@ -91,19 +98,27 @@ def main() -> None:
     small, large = (parameters(gpt_task(**sizes, count=1).model) / 1e6 for sizes in (SMALL, LARGE))
     slower = medians[1] / medians[0] - 1
     rows = [
-        (f"eager loop, {small:.1f} M parameters, {SMALL_MICROBATCHES} microbatches", f"{medians[0] * 1e3:.1f} ms a step", ""),
+        (
+            f"eager loop, {small:.1f} M parameters, {SMALL_MICROBATCHES} microbatches",
+            f"{medians[0] * 1e3:.1f} ms a step",
+            "",
+        ),
         ("one device, the same", f"{medians[1] * 1e3:.1f} ms a step", ""),
         ("one device slower by", f"{slower:+.1%}", "≤ 3%"),
         (f"one device, {large:.1f} M parameters, its best plan", f"{medians[2] * 1e3:.0f} ms a step", ""),
-        (f"two devices, its best plan ({plan.microbatches} microbatches)", f"{medians[3] * 1e3:.0f} ms a step", ""),
+        (
+            f"two devices, its best plan ({plan.microbatches} microbatches)",
+            f"{medians[3] * 1e3:.0f} ms a step",
+            "",
+        ),
         ("speed-up", f"{medians[2] / medians[3]:.2f} ×", "≥ 1.7 ×"),
     ]
-    write_table(args.out, "Speed on one and two devices", environment(seed=0), ("", "measured", "asked"), rows)
+    write_table(
+        args.out, "Speed on one and two devices", environment(seed=0), ("", "measured", "asked"), rows
+    )
 
 
 def _with_microbatches(count: int, folder: str) -> list[float]:
-    from forced import cut_plan, forced_run
-
     cluster = find_cluster(2)
     cluster = type(cluster)(devices=cluster.devices[:1], default_link=cluster.default_link)
     with forced_run(gpt_task(**SMALL, count=STEPS), cluster, Path(folder) / f"{time.time_ns()}") as run:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
-
-from torch import nn
 
 import forescale as fs
 from forescale.control.preparation import capture_task
@@ -30,7 +29,7 @@ def cut_plan(graph: ModelGraph, cluster: Cluster, cuts: tuple[int, ...], microba
     bounds = (0, *cuts, len(graph.operators))
     stages = tuple(
         Stage(device=cluster.devices[i].name, operators=tuple(range(start, end)))
-        for i, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+        for i, (start, end) in enumerate(pairwise(bounds))
     )
     return PartitionPlan(
         stages=stages,
@@ -61,8 +60,7 @@ class ForcedRun:
         self._next = 0
         self.captured, _ = capture_task(task, batches[0])
         self.graph, state = self.captured.graph, self.captured.state
-        parameters = {n: p for n in self.graph.parameters if isinstance(p := state[n], nn.Parameter)}
-        self.template = optimizer_template(task, parameters)
+        self.template = optimizer_template(task, {name: state[name] for name in self.graph.parameters})
         engine.set_up(task, self.captured, self.template)
 
     def start(self, plan: PartitionPlan, checkpoint: Checkpoint | None = None) -> None:

@@ -116,7 +116,7 @@ def plain(task: TrainingTask, steps: int, microbatches: int | Callable[[int], in
         optimizer.zero_grad()
         if scheduler is not None:
             scheduler.step()
-    return Trained(losses=losses, state=model.state_dict(keep_vars=True))
+    return Trained(losses=losses, state={n: t.detach() for n, t in model.state_dict().items()})
 
 
 def _accumulate(task: TrainingTask, batch: Any, microbatches: int) -> float:
@@ -129,8 +129,9 @@ def _accumulate(task: TrainingTask, batch: Any, microbatches: int) -> float:
         casting = torch.autocast("cpu", task.autocast) if task.autocast else nullcontext()
         with casting:
             loss = task.loss(task.model(*args, **kwargs), piece)
-        (loss * (weight / sum(weights))).backward()
-        total += loss.item() * weight / sum(weights)
+        loss = loss * (weight / sum(weights))
+        loss.backward()
+        total += loss.item()
     return total
 
 

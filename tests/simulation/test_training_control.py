@@ -126,7 +126,7 @@ def test_lengths_that_change_every_step_do_not_make_the_plan_flap() -> None:
 
 
 def test_batch_that_would_not_fit_is_prepared_for() -> None:
-    tight = ChainCosts(memory_bytes=30_000_000)
+    tight = ChainCosts(memory_bytes=16_000_000)
     run = train(60, costs=tight, lengths=lambda step: 1024 if step == 30 else 128)
     assert run.stopped is None
     first = run.repartitions[0]
@@ -138,7 +138,7 @@ def test_batch_that_would_not_fit_is_prepared_for() -> None:
 
 
 def test_every_step_fits_whatever_lengths_come() -> None:
-    tight = ChainCosts(memory_bytes=30_000_000)
+    tight = ChainCosts(memory_bytes=16_000_000)
     lengths = np.random.default_rng(4).choice([64, 128, 512, 1024], 300, p=[0.4, 0.4, 0.15, 0.05])
     run = train(300, costs=tight, lengths=lambda step: int(lengths[step]))
     planner = Planner(tight)
@@ -151,7 +151,7 @@ def test_every_step_fits_whatever_lengths_come() -> None:
 
 def test_batch_that_fits_nowhere_stops_the_run_with_the_bytes_missing() -> None:
     run = train(
-        60, costs=ChainCosts(memory_bytes=30_000_000), lengths=lambda step: 100_000 if step == 30 else 128
+        60, costs=ChainCosts(memory_bytes=16_000_000), lengths=lambda step: 100_000 if step == 30 else 128
     )
     assert run.stopped is not None
     assert "step 30" in run.stopped.reason

@@ -32,14 +32,14 @@ _LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """Sizes of the model and of its batches; ``long_from`` is the step from which rows are twice as long."""
+    """Sizes of the model and of its batches."""
 
     channels: int = 256
-    heads: int = 4
+    heads: int = 16
     convolutions: int = 5
-    attentions: int = 3
-    rows: int = 4
-    length: int = 256
+    attentions: int = 9
+    rows: int = 8
+    length: int = 128
 
 
 class Convolution(nn.Module):
@@ -53,45 +53,38 @@ class Convolution(nn.Module):
 
     def forward(self, hidden_BTC: Tensor) -> Tensor:
         length = hidden_BTC.shape[1]
-        shifted = [functional.pad(hidden_BTC, (0, 0, back, 0))[:, :length] for back in range(1, self.WIDTH)]
-        return self.mix(torch.cat([hidden_BTC, *shifted], dim=-1))
+        before = [functional.pad(hidden_BTC, (0, 0, back, 0))[:, :length] for back in range(1, self.WIDTH)]
+        return self.mix(torch.cat([hidden_BTC, *before], dim=-1))
 
 
 class Attention(nn.Module):
-    """Causal self-attention."""
+    """Causal self-attention whose heads share one key and value (Shazeer, *Fast Transformer Decoding*, 2019)."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.query_key_value = nn.Linear(channels, 3 * channels)
+        self.query = nn.Linear(channels, channels)
+        self.key_value = nn.Linear(channels, 2 * channels // heads)
         self.out = nn.Linear(channels, channels)
 
     def forward(self, hidden_BTC: Tensor) -> Tensor:
-        query, key, value = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in self.query_key_value(hidden_BTC).chunk(3, dim=-1)
-        )
+        query = self.query(hidden_BTC).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        shared = self.key_value(hidden_BTC).unsqueeze(1).expand(-1, self.heads, -1, -1)
+        key, value = shared.chunk(2, dim=-1)
         mixed = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
-    """A mixer and a feed-forward network, each behind a norm and beside a skip."""
+class Residual(nn.Module):
+    """A layer behind a norm and beside a skip."""
 
-    def __init__(self, channels: int, mixer: nn.Module, widening: int) -> None:
+    def __init__(self, channels: int, layer: nn.Module) -> None:
         super().__init__()
-        self.mixer_norm = nn.LayerNorm(channels)
-        self.mixer = mixer
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(channels),
-            nn.Linear(channels, widening * channels),
-            nn.GELU(),
-            nn.Linear(widening * channels, channels),
-        )
+        self.norm = nn.LayerNorm(channels)
+        self.layer = layer
 
     def forward(self, hidden_BTC: Tensor) -> Tensor:
-        hidden_BTC = hidden_BTC + self.mixer(self.mixer_norm(hidden_BTC))
-        return hidden_BTC + self.feed_forward(hidden_BTC)
+        return hidden_BTC + self.layer(self.norm(hidden_BTC))
 
 
 class CharacterGpt(nn.Module):
@@ -102,15 +95,25 @@ class CharacterGpt(nn.Module):
         channels, symbols = shape.channels, len(ALPHABET) + 1
         self.characters = nn.Embedding(symbols, channels)
         self.positions = nn.Parameter(0.02 * torch.randn(2 * shape.length, channels))
-        convolutions = [Block(channels, Convolution(channels), 4) for _ in range(shape.convolutions)]
-        attentions = [Block(channels, Attention(channels, shape.heads), 2) for _ in range(shape.attentions)]
-        self.blocks = nn.Sequential(*convolutions, *attentions)
+        self.convolutions = nn.Sequential(
+            *(
+                nn.Sequential(Residual(channels, Convolution(channels)), Residual(channels, feed_forward(channels)))
+                for _ in range(shape.convolutions)
+            )
+        )
+        self.attentions = nn.Sequential(
+            *(Residual(channels, Attention(channels, shape.heads)) for _ in range(shape.attentions))
+        )
         self.norm = nn.LayerNorm(channels)
         self.head = nn.Linear(channels, symbols)
 
     def forward(self, characters_BT: Tensor) -> Tensor:
         hidden_BTC = self.characters(characters_BT) + self.positions[: characters_BT.shape[1]]
-        return self.head(self.norm(self.blocks(hidden_BTC)))
+        return self.head(self.norm(self.attentions(self.convolutions(hidden_BTC))))
+
+
+def feed_forward(channels: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), nn.Linear(4 * channels, channels))
 
 
 def next_character_loss(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -33,6 +33,7 @@ _INK, _MUTED, _LINE, _BAND, *_SERIES = _VARIABLES
 _STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 _STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": _INK,

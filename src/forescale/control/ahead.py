@@ -10,6 +10,8 @@ from forescale.core.errors import InfeasiblePlan
 from forescale.engine.messages import Binding, Command, Repartition, Stop
 from forescale.plan.partition_plan import PartitionPlan
 
+_MAX_REVIEWS = 2  # doublings of the time between looks at a mixture that find nothing
+
 Reaction = tuple[ControlState, tuple[Command, ...]]
 
 
@@ -86,9 +88,9 @@ def _react_to_load(state: ControlState, config: ControlConfig) -> Reaction:
         return _for_run(state, bindings, steps[0], asked_gain(state, policy), config)
     if all(alike(plan, bindings[change], binding, planner) for binding in bindings[change:]):
         return _for_run(state, bindings[change:], steps[change], policy.min_gain, config)
-    if state.next_step < state.reviewed_step + policy.review_steps:
+    if state.next_step < state.reviewed_step + policy.review_steps * 2**state.reviews:
         return state, ()
-    return _for_mixture(replace(state, reviewed_step=state.next_step), bindings, config)
+    return _for_mixture(state, bindings, config)
 
 
 def _for_run(
@@ -100,8 +102,10 @@ def _for_run(
     if expected >= policy.min_run_steps:
         # A run that goes on beyond what is in view is taken to last as long as the one before it.
         expected = max(expected, min(state.alike_steps + first - state.next_step, policy.horizon_steps))
-    state, choice = weigh(state, bindings, config)
+    state, choice = weigh(state, [bindings[len(bindings) // 2]], config)
     if choice is None or not choice.worthwhile(expected, min_gain, policy.move_margin):
+        return state, ()
+    if not fits(choice.plan, bindings, config.planner):
         return state, ()
     if first == state.next_step:
         state = replace(state, moved_steps=moved(state, policy))
@@ -115,11 +119,14 @@ def _for_mixture(state: ControlState, bindings: list[Binding], config: ControlCo
     sample = [*state.recent, *bindings]
     if len(sample) < policy.review_steps:
         return state, ()
-    state, choice = weigh(state, sample, config)
+    reviews = min(state.reviews + 1, _MAX_REVIEWS)
+    state, choice = weigh(replace(state, reviewed_step=state.next_step, reviews=reviews), sample, config)
     steps = policy.horizon_steps
     if choice is None or not choice.worthwhile(steps, asked_gain(state, policy), policy.move_margin):
         return state, ()
-    state = replace(state, moved_steps=moved(state, policy))
+    if not fits(choice.plan, bindings, config.planner):
+        return state, ()
+    state = replace(state, moved_steps=moved(state, policy), reviews=0)
     reason = f"mean of {len(sample)} batches of changing shape: {choice.sentence(steps)}"
     return _decided(state, Repartition(plan=choice.plan, reason=reason), Trigger.LOAD)
 

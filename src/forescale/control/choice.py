@@ -17,6 +17,9 @@ from forescale.plan.partition_plan import PartitionPlan
 _CLASS_RATIO = 1.15
 """Batches whose step times differ by less than this are one class, with one candidate plan."""
 
+_SAMPLE = 8
+"""Batches whose mean stands for all: predictions for shapes never seen before take time."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
@@ -56,17 +59,20 @@ def weigh(
 ) -> tuple[ControlState, Choice | None]:
     """The best other plan for the mean of some batches, at the estimated speeds.
 
+    Memory is not looked at, see :func:`fits`.
+
     Returns:
-        The state with the candidate remembered; None when the plan in force is the best, or none of
-        the candidates fits all the batches.
+        The state with the candidate remembered; None when the plan in force is the best, or the
+        candidate's batch fits nowhere.
     """
     assert state.plan is not None
     before, planner, speeds = state.plan, config.planner, state.speeds
+    bindings = _spread(bindings, before, planner)
     times = [planner.prediction(before, binding, speeds).step_s for binding in bindings]
     now_s = sum(times) / len(times)
     typical = min(range(len(times)), key=lambda i: abs(times[i] - now_s))
     state, plan = _candidate(state, bindings[typical], times[typical], planner)
-    if plan is None or same_split(plan, before) or not fits(plan, bindings, planner):
+    if plan is None or same_split(plan, before):
         return state, None
     then_s = sum(planner.prediction(plan, binding, speeds).step_s for binding in bindings) / len(times)
     sending_s = planner.move_s(bindings[typical], before, plan)
@@ -118,6 +124,14 @@ def milliseconds(time_s: float) -> str:
 
 def shape(binding: Binding) -> str:
     return ", ".join(f"{name}={value}" for name, value in binding.items()) or "fixed shape"
+
+
+def _spread(bindings: Sequence[Binding], plan: PartitionPlan, planner: Planner) -> Sequence[Binding]:
+    """At most ``_SAMPLE`` of the batches, evenly spread from the shortest to the longest."""
+    if len(bindings) <= _SAMPLE:
+        return bindings
+    ranked = sorted(bindings, key=lambda binding: planner.prediction(plan, binding, {}).step_s)
+    return [ranked[(2 * i + 1) * len(ranked) // (2 * _SAMPLE)] for i in range(_SAMPLE)]
 
 
 def _candidate(

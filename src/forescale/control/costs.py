@@ -72,9 +72,9 @@ class ProfiledCosts:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ProfiledCosts:
         graph = from_json(json.dumps(value["graph"]))
+        described: list[dict[str, Any]] = value["devices"]
         devices = tuple(
-            Device(**{**d, "kind": DeviceKind(d["kind"]), "cores": tuple(d["cores"])})
-            for d in value["devices"]
+            replace(Device(**d), kind=DeviceKind(d["kind"]), cores=tuple(d["cores"])) for d in described
         )
         cluster = Cluster(
             devices=devices,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import exp, log
 from statistics import median
 
-from forescale.control.choice import Choice, asked_gain, moved, weigh
+from forescale.control.choice import Choice, asked_gain, fits, moved, weigh
 from forescale.control.policy import Policy
 from forescale.control.state import ControlConfig, ControlState, Decision, DeviceWatch, Trigger
 from forescale.engine.messages import Binding, Command, Repartition, StepFinished
@@ -22,7 +22,7 @@ from forescale.forecast.level import LevelForecaster
 
 _RECENT = 16  # log ratios kept for the estimate after a shift
 _SUBMITTED = 2  # steps that may be under way already when one has finished
-_MAX_STAYS = 4  # doublings of the cool-down after decisions to stay
+_MAX_STAYS = 5  # doublings of the cool-down after decisions to stay
 _MAX_REVISITS = 6  # doublings of the time after which an idle device is tried again
 
 
@@ -93,6 +93,8 @@ def _replan(
     state = _planned_with(state, estimates, state.recent[-1], config)
     bindings = [state.ahead[step] for step in sorted(state.ahead)] or list(state.recent[-1:])
     state, choice = weigh(state, bindings, config)
+    if choice is not None and not fits(choice.plan, bindings, config.planner):
+        choice = None
     return _decided(state, choice, reason, config.policy)
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
-from torch import nn
-
 from forescale.control.costs import ProfiledCosts
 from forescale.core.cluster import Cluster
 from forescale.core.errors import TaskFailed
@@ -62,8 +60,7 @@ def prepare(
     captured, describe = capture_task(task, looked_at[0])
     if checkpoint is not None:
         checkpoint.check(captured.graph)
-    parameters = {n: p for n in captured.graph.parameters if isinstance(p := captured.state[n], nn.Parameter)}
-    template = optimizer_template(task, parameters)
+    template = optimizer_template(task, {name: captured.state[name] for name in captured.graph.parameters})
     progress("waiting for the workers")
     engine.set_up(task, captured, template)
     progress("measuring devices and links")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from forescale.control.preparation import Progress, prepare
 from forescale.control.report import TrainingReport
 from forescale.control.state import ControlConfig, ControlState
 from forescale.control.training import step as control_step
+from forescale.core.clock import SystemClock
 from forescale.core.cluster import Cluster
 from forescale.core.errors import InvalidInput, NonFiniteLoss, RunFailed, WorkerLost
 from forescale.engine.messages import (
@@ -45,7 +46,7 @@ from forescale.profile.devices import find_cluster
 _IN_FLIGHT = 2
 
 
-def train(
+def train(  # noqa: PLR0913 - the public entry; all but the task are keywords
     task: TrainingTask,
     *,
     steps: int,
@@ -84,7 +85,8 @@ def train(
     if steps < 1:
         raise InvalidInput(f"steps is {steps}; it must be at least 1")
     cluster = devices if isinstance(devices, Cluster) else find_cluster(devices)
-    folder = Path(directory) if directory else Path("runs") / datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    started = datetime.fromtimestamp(SystemClock().wall_s(), UTC)
+    folder = Path(directory) if directory else Path("runs") / started.strftime("%Y%m%d-%H%M%S")
     checkpoint = _checkpoint_to_resume(folder) if resume else None
     policy = policy or Policy()
     if not adapt:

@@ -89,7 +89,8 @@ class ControlState:
         move_overhead_s: what a repartition is taken to cost beside sending; None until one was seen.
         moved_steps: when the plan was changed lately without a change of shape.
         judged_step, stays: when deviations were last judged, and how many times in a row that led to nothing.
-        reviewed_step: when the mixture of shapes was last looked at.
+        reviewed_step, reviews: when the mixture of shapes was last looked at, and how many times in a row
+            that led to nothing.
         decision: the last one.
     """
 
@@ -108,6 +109,7 @@ class ControlState:
     judged_step: int | None = None
     stays: int = 0
     reviewed_step: int = 0
+    reviews: int = 0
     decision: Decision | None = None
 
 

@@ -78,6 +78,7 @@ class WorkerLost(RunFailed):
 
     def __init__(self, *, device: str, cause: str, checkpoint: str | None) -> None:
         self.device = device
+        self.cause = cause
         super().__init__(f"the worker on {device} was lost ({cause})", checkpoint=checkpoint)
 
 

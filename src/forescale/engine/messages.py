@@ -54,7 +54,10 @@ class BatchesAhead:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepFinished:
-    """One optimiser step is done everywhere. ``rows``: batch size; ``tokens``: elements of the first input."""
+    """One optimiser step is done everywhere.
+
+    ``rows``: batch size; ``tokens``: elements of the model's first input.
+    """
 
     step: int
     step_s: float

@@ -59,7 +59,9 @@ class CapturedModel:
 
 def flatten_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
     """Tensors of a call in the order of ``graph.inputs``."""
-    return [leaf for leaf in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(leaf, torch.Tensor)]
+    return [
+        leaf for leaf in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(leaf, torch.Tensor)
+    ]
 
 
 def capture(
@@ -78,8 +80,9 @@ def capture(
     Raises:
         CaptureFailed: the forward depends on data, with the operator and source line.
     """
-    model.train()
-    args, kwargs = _at_least_two_rows(tuple(args), dict(kwargs or {}))
+    if not model.training:
+        model.train()  # else it is the user's choice which of its modules train
+    args, kwargs = _as_fed(tuple(args), dict(kwargs or {}))
     exported = _export(_PlainOutput(model), args, kwargs, autocast)
     return translate_captured(exported, model)
 
@@ -89,7 +92,9 @@ def translate_captured(exported: ExportedProgram, model: nn.Module) -> CapturedM
     spec = exported.call_spec.out_spec
     if spec is None:
         raise CaptureFailed("the model returns nothing")
-    template = pytree.tree_unflatten([OutputTensor(*leaf) if isinstance(leaf, tuple) else leaf for leaf in leaves], spec)
+    template = pytree.tree_unflatten(
+        [OutputTensor(*leaf) if isinstance(leaf, tuple) else leaf for leaf in leaves], spec
+    )
     return CapturedModel(graph=graph, state=state, output=OutputLayout(template), modules={})
 
 
@@ -105,20 +110,25 @@ class _PlainOutput(nn.Module):
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         output = self.model(*args, **kwargs)
-        return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, torch.Tensor) else None, output)
+        kept = (torch.Tensor, bool, int, float, str)
+        return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, kept) else None, output)
 
 
-def _at_least_two_rows(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    # torch.export takes an axis of size 1 for a constant: show it two rows.
+def _as_fed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example as a worker will see a batch: contiguous, and with at least two rows.
+
+    Other strides would become conditions of the export, as would an axis of size 1.
+    """
     tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
-    if not any(t.dim() and t.shape[0] == 1 for t in tensors):
-        return args, kwargs
-    return pytree.tree_map(
-        lambda leaf: torch.cat([leaf, leaf])
-        if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == 1
-        else leaf,
-        (args, kwargs),
-    )
+    double = any(t.dim() and t.shape[0] == 1 for t in tensors)
+
+    def fed(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        leaf = leaf.detach().contiguous()
+        return torch.cat([leaf, leaf]) if double and leaf.dim() and leaf.shape[0] == 1 else leaf
+
+    return pytree.tree_map(fed, (args, kwargs))
 
 
 def _export(
@@ -145,7 +155,9 @@ def _capture_failed(error: Exception) -> CaptureFailed:
     source = f"{frames[-1][0]}:{frames[-1][1]}" if frames else None
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if "data-dependent" in reason:
-        reason = "control flow depends on the values in a tensor; use torch.where, or move it out of the model"
+        reason = (
+            "control flow depends on the values in a tensor; use torch.where, or move it out of the model"
+        )
     return CaptureFailed(reason, operator=getattr(error, "operator", None), source=source)
 
 

@@ -1,21 +1,23 @@
-"""Memory that kernels take for themselves on a real device, beside the tensors they return.
+"""Memory as a real device's allocator sees it.
 
-A convolution of oneDNN, for example, copies its operands to another layout first. One real pass, one
-operator after another, shows how far above the record of tensors each of them goes.
+Kernels may take memory beside the tensors they return: a convolution of oneDNN first copies its operands
+to another layout. One real pass, one operator after another, shows how far each of them goes above the
+record of tensors.
 
 Axes: O = operator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
-from torch.autograd.profiler import record_function
-from torch.profiler import ProfilerActivity, profile
+from torch.autograd.profiler import profile, record_function
 
-from forescale.graph.capture import CapturedModel
 from forescale.graph.cost import cost_table
 from forescale.graph.model import ModelGraph
 from forescale.graph.onebyone import OneByOne
@@ -23,8 +25,205 @@ from forescale.graph.peak import Array, KernelWorkspace, LossMemory
 from forescale.graph.size import compile_sizes
 
 _CPU = torch.device("cpu")
+_MARK = "forescale:"
+
+Turn = tuple[int, bool]
+"""Operator, and whether it is its backward."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Level:
+    """The allocator's total during one turn, above that at the start of the run."""
+
+    turn: Turn
+    start_bytes: float
+    most_bytes: float
 
 
 def measure_peak_bytes(run: Callable[[], object], device: torch.device = _CPU) -> int:
-    """How far the allocator's total rises above its start while ``run`` runs."""
-    ...
+    """How far the allocator's total rises above its level at the start while ``run`` runs."""
+    return round(max(level.most_bytes for level in _Allocator(device).levels(run)))
+
+
+def measure_workspace(
+    graph: ModelGraph,
+    state: Mapping[str, torch.Tensor],
+    inputs: Mapping[str, torch.Tensor],
+    device: torch.device = _CPU,
+    modules: Mapping[str, Callable[..., Any]] | None = None,
+) -> KernelWorkspace:
+    """What the kernels of ``device`` take beside tensors, from two real passes over one microbatch.
+
+    Args:
+        graph: with ``memory`` recorded.
+        state: values of parameters and buffers; they stay unchanged.
+        inputs: a microbatch.
+    """
+    fed = {name: tensor.to(device) for name, tensor in inputs.items()}
+    binding = graph.bind({name: tuple(tensor.shape) for name, tensor in fed.items()})
+    one_by_one = OneByOne(graph, _own_state(graph, state, device), device, modules or {})
+    allocator = _Allocator(device)
+    one_by_one.run(fed, binding, allocator)  # the first pass also fills kernels' caches
+    measured = _rises(allocator.levels(lambda: one_by_one.run(fed, binding, allocator)))
+    recorded = _rises(_recorded_levels(graph, binding))
+    costs = cost_table(graph)(binding)
+
+    def ratios(moved_bytes_O: Array, *, backward: bool) -> Array:
+        turns = [(operator, backward) for operator in range(len(graph.operators))]
+        excess_O = np.array([measured.get(turn, 0.0) - recorded.get(turn, 0.0) for turn in turns])
+        return np.divide(excess_O, moved_bytes_O, out=np.zeros_like(excess_O), where=moved_bytes_O > 0)
+
+    return KernelWorkspace(
+        forward_ratio_O=ratios(costs.forward_bytes_O, backward=False),
+        backward_ratio_O=ratios(costs.backward_bytes_O, backward=True),
+    )
+
+
+def measure_loss_memory(
+    loss: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    outputs: Sequence[torch.Tensor],
+    device: torch.device = _CPU,
+) -> LossMemory:
+    """Memory of a loss, from one real forward and backward.
+
+    Args:
+        loss: the model's output tensors -> scalar; the batch is already inside.
+        outputs: tensors shaped like the model's outputs.
+    """
+    leaves = [o.detach().to(device).requires_grad_(o.is_floating_point()) for o in outputs]
+    sizes = {leaf.untyped_storage().data_ptr(): leaf.untyped_storage().nbytes() for leaf in leaves}
+    held: set[int] = set()
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        held.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    allocator = _Allocator(device)
+
+    def run() -> None:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            value = loss(leaves)
+        allocator.turn(0, backward=True)
+        value.backward()
+
+    forward, backward = allocator.levels(run)
+    output_bytes = float(sum(sizes.values()))
+    kept_bytes = sum(size for pointer, size in sizes.items() if pointer in held)
+    return LossMemory(
+        forward_ratio=forward.most_bytes / output_bytes,
+        kept_ratio=(backward.start_bytes + kept_bytes) / output_bytes,
+        backward_ratio=(backward.most_bytes + kept_bytes) / output_bytes,
+    )
+
+
+class _Allocator:
+    """Watches a device's allocator; learns of turns as :class:`~forescale.graph.onebyone.Turns`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._levels: list[_Level] = []
+        self._turn: Turn = (-1, False)
+        self._start_bytes = 0
+
+    def levels(self, run: Callable[[], object]) -> list[_Level]:
+        """Runs ``run`` and returns one level per turn, in order; the first begins with the run."""
+        if self._device.type == "cuda":
+            return self._cuda_levels(run)
+        # Its announcements of start and stop are of no use to the user; it reads this at its first start.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+        with profile(profile_memory=True) as profiler:
+            run()
+        events: Any = profiler.kineto_results
+        return _replay(
+            _parse(event.name()) if event.name().startswith(_MARK) else float(event.nbytes())
+            for event in sorted(events.events(), key=lambda event: event.start_ns())
+            if event.name().startswith(_MARK) or event.name() == "[memory]"
+        )
+
+    def turn(self, operator: int, *, backward: bool) -> None:
+        if self._device.type == "cuda":
+            self._close()
+            self._turn = (operator, backward)
+        else:
+            with record_function(f"{_MARK}{operator}:{int(backward)}"):
+                pass
+
+    def sum_gradients(self) -> None:
+        """It belongs to the operator before it."""
+
+    def made(self, name: str, tensor: torch.Tensor) -> None:
+        """Of no interest here."""
+
+    def keep(self, tensor: torch.Tensor) -> None:
+        """Of no interest here."""
+
+    def _cuda_levels(self, run: Callable[[], object]) -> list[_Level]:
+        self._levels, self._turn = [], (-1, False)
+        self._close()
+        self._levels.clear()
+        origin = self._start_bytes
+        run()
+        self._close()
+        return [
+            replace(level, start_bytes=level.start_bytes - origin, most_bytes=level.most_bytes - origin)
+            for level in self._levels
+        ]
+
+    def _close(self) -> None:
+        """Ends a turn on a GPU, whose allocator keeps the peak itself."""
+        most_bytes = torch.cuda.max_memory_allocated(self._device)
+        self._levels.append(_Level(turn=self._turn, start_bytes=self._start_bytes, most_bytes=most_bytes))
+        torch.cuda.reset_peak_memory_stats(self._device)
+        self._start_bytes = torch.cuda.memory_allocated(self._device)
+
+
+def _parse(mark: str) -> Turn:
+    operator, backward = mark.removeprefix(_MARK).split(":")
+    return int(operator), backward == "1"
+
+
+def _replay(entries: Iterable[Turn | float]) -> list[_Level]:
+    """Levels from a sequence of turns and of changes of the total."""
+    turn, live, start, most = (-1, False), 0.0, 0.0, 0.0
+    levels: list[_Level] = []
+    for entry in entries:
+        if isinstance(entry, tuple):
+            levels.append(_Level(turn=turn, start_bytes=start, most_bytes=most))
+            turn, start, most = entry, live, live
+        else:
+            live += entry
+            most = max(most, live)
+    return [*levels, _Level(turn=turn, start_bytes=start, most_bytes=most)]
+
+
+def _recorded_levels(graph: ModelGraph, binding: Mapping[str, int]) -> list[_Level]:
+    """The levels there would be if memory held nothing but the recorded storages."""
+    sizes = compile_sizes([event.size_bytes for event in graph.memory], tuple(graph.symbols))(binding)
+    entries: list[Turn | float] = []
+    turn = None
+    for event, size in zip(graph.memory, sizes, strict=True):
+        if (event.operator, event.backward) != turn:
+            turn = (event.operator, event.backward)
+            entries.append(turn)
+        entries.append(float(size if event.begins else -size))
+    return _replay(entries)
+
+
+def _rises(levels: Iterable[_Level]) -> dict[Turn, float]:
+    """The most that each turn adds to what was there at its start."""
+    rises: dict[Turn, float] = {}
+    for level in levels:
+        rises[level.turn] = max(rises.get(level.turn, 0.0), level.most_bytes - level.start_bytes)
+    return rises
+
+
+def _own_state(
+    graph: ModelGraph, state: Mapping[str, torch.Tensor], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Parameters that share the model's memory but have gradients of their own; copies of buffers."""
+    own = {name: value.detach().to(device, copy=name in graph.buffers) for name, value in state.items()}
+    for name, parameter in graph.parameters.items():
+        if parameter.trainable:
+            own[name] = own[name].detach().requires_grad_()
+            own[name].grad = torch.zeros_like(own[name])
+    return own

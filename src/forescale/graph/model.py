@@ -190,7 +190,9 @@ class ModelGraph:
         for name in self.inputs:
             expected = self.tensors[name].shape
             if len(expected) != len(shapes[name]):
-                raise InvalidInput(f"batch input {name} has {len(shapes[name])} axes; the model was captured with {len(expected)}")
+                raise InvalidInput(
+                    f"batch input {name} has {len(shapes[name])} axes; the model was captured with {len(expected)}"
+                )
             for axis, (size, found) in enumerate(zip(expected, shapes[name], strict=True)):
                 wanted = binding.get(size) if isinstance(size, str) else size
                 if wanted is not None and wanted != found:

@@ -44,7 +44,8 @@ class OneByOne:
         self._graph = graph
         self._state = state
         self._programs = [
-            compile_program(graph, [o.index], [n for n in o.outputs if n], device, modules) for o in graph.operators
+            compile_program(graph, [o.index], [n for n in o.outputs if n], device, modules)
+            for o in graph.operators
         ]
         self._last_use = {name: o.index for o in graph.operators for name in (*o.outputs, *o.inputs) if name}
 

@@ -103,7 +103,9 @@ class StageMemory:
             InvalidInput: the graph's memory was not recorded.
         """
         if graph.operators and not graph.memory:
-            raise InvalidInput("the graph's memory was not recorded; call forescale.graph.saved.measure_saved")
+            raise InvalidInput(
+                "the graph's memory was not recorded; call forescale.graph.saved.measure_saved"
+            )
         self._graph = graph
         self._operators = frozenset(operators)
         self._workspace = workspace
@@ -141,7 +143,11 @@ class StageMemory:
             start = kept - dropped
             kept = start + self._loss.kept_ratio * output
             loss_backward = start + self._loss.backward_ratio * output
-        live_E = start + np.cumsum(sizes_E[split:] * _signs(self._backward)) + self._arriving(output, received_gradient)
+        live_E = (
+            start
+            + np.cumsum(sizes_E[split:] * _signs(self._backward))
+            + self._arriving(output, received_gradient)
+        )
         made_E = self._made_gradients()
         return StageBytes(
             state_bytes=self._state_bytes,
@@ -151,7 +157,9 @@ class StageMemory:
             sent_bytes=float(sent),
             forward_bytes=most_forward,
             kept_bytes=float(kept),
-            first_backward_bytes=float(np.max(live_E + backward_E + made_E, initial=max(kept, loss_backward))),
+            first_backward_bytes=float(
+                np.max(live_E + backward_E + made_E, initial=max(kept, loss_backward))
+            ),
             backward_bytes=float(np.max(live_E + backward_E, initial=max(kept, loss_backward))),
             received_gradient_bytes=float(received_gradient),
             sent_gradient_bytes=float(sent_gradient),
@@ -174,7 +182,9 @@ class StageMemory:
         received = [t for t in read if t.producer is not None and t.producer not in own]
         made = [t for t in graph.tensors.values() if t.producer in own]
         outputs = [graph.tensors[n] for n in graph.outputs] if self._loss is not None else []
-        sent = [t for t in made if not own.issuperset(t.consumers) or (t.name in graph.outputs and not outputs)]
+        sent = [
+            t for t in made if not own.issuperset(t.consumers) or (t.name in graph.outputs and not outputs)
+        ]
         saved = {s.name for s in graph.saved}
         groups = [
             fed,
@@ -231,7 +241,7 @@ def peak_bytes(
     fixed = stage.state_bytes + optimizer_state_ratio * stage.trainable_bytes + microbatches * stage.fed_bytes
     waiting = stage.received_bytes + (stage.sent_bytes if recompute else stage.kept_bytes)
     steady = microbatches > in_flight
-    ahead = stage.received_bytes if steady else 0.0
+    ahead = max(stage.received_bytes if steady else 0.0, stage.received_gradient_bytes if in_flight > 1 else 0.0)
     leaving = min(2, microbatches - 1) * stage.sent_gradient_bytes
     gradients = stage.trainable_bytes
     others = (in_flight - 1) * waiting

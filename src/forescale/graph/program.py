@@ -93,7 +93,9 @@ class _Writer:
         read = [name for operator in operators for name in operator.inputs]
         inputs = tuple(dict.fromkeys(n for n in (*read, *outputs) if n not in made))
         state = tuple(dict.fromkeys(n for o in operators for n in (*o.parameters, *o.buffers)))
-        last_use = {name: position for position, o in enumerate(operators) for name in (*o.outputs, *o.inputs) if name}
+        last_use = {
+            name: position for position, o in enumerate(operators) for name in (*o.outputs, *o.inputs) if name
+        }
         lines: list[str] = []
         for position, operator in enumerate(operators):
             lines += self._call(operator)

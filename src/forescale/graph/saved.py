@@ -28,37 +28,74 @@ def measure_saved(
     """The graph with ``saved`` and ``memory`` filled in, their sizes as expressions over its symbols.
 
     Gradients of parameters exist from the start, as for every microbatch of a step but its first.
+    Where some operator cannot compute with symbols, passes of several fixed sizes are compared instead.
 
     Args:
         modules: callables for ``module:PATH`` targets.
         device: whose kernels are asked what they keep (which attention runs depends on it).
     """
+    runnable = replace(graph, operators=tuple(_with_explicit_size(graph, o) for o in graph.operators))
     shapes = SymbolicShapes(graph, device)
-    with shapes.mode:
+    try:
+        journal = _run(runnable, modules or {}, device, shapes.mode, shapes.binding)
+    except RuntimeError:  # the base of all that fake tensors raise
+        journal = None
+    if journal is not None and shapes.general:
+        return _filled(graph, journal, [shapes.size(event.size_bytes) for event in journal.events])
+    return _compare(graph, runnable, modules or {}, device)
+
+
+def _filled(graph: ModelGraph, journal: _Journal, sizes: Sequence[Size]) -> ModelGraph:
+    """The graph with a journal's findings; ``sizes``: one per event."""
+    memory = tuple(replace(event, size_bytes=size) for event, size in zip(journal.events, sizes, strict=True))
+    size_of = {event.storage: event.size_bytes for event in memory}
+    return replace(graph, saved=journal.saved(size_of), memory=memory)
+
+
+def _run(
+    graph: ModelGraph,
+    modules: Mapping[str, Callable[..., Any]],
+    device: torch.device,
+    mode: AbstractContextManager[Any],
+    binding: Mapping[str, Any],
+) -> _Journal:
+    """One pass over tensors that hold zeros, or nothing under a fake ``mode``."""
+    with mode:
         state = {
-            name: torch.empty(value.shape, dtype=getattr(torch, value.dtype), device=device)
+            name: torch.zeros(value.shape, dtype=getattr(torch, value.dtype), device=device)
             for name, value in {**graph.parameters, **graph.buffers}.items()
         }
         for name, parameter in graph.parameters.items():
             if parameter.trainable:
-                state[name].requires_grad_().grad = torch.empty_like(state[name])
-        inputs = {name: shapes.empty(graph.tensors[name]) for name in graph.inputs}
-        journal = _Journal(graph, state, inputs)
-        one_by_one = OneByOne(graph, state, device, modules or {})
+                state[name].requires_grad_().grad = torch.zeros_like(state[name])
+        inputs: dict[str, torch.Tensor] = {}
+        for name in graph.inputs:
+            tensor = graph.tensors[name]
+            shape = compile_sizes(tensor.shape, tuple(graph.symbols))(binding)
+            inputs[name] = torch.zeros(shape, dtype=getattr(torch, tensor.dtype), device=device)
+        journal = _Journal(graph, state, inputs, {n: tensor_bytes(graph.tensors[n].shape, graph.tensors[n].dtype) for n in inputs})
+        one_by_one = OneByOne(graph, state, device, modules)
         with journal.record:
-            one_by_one.run(inputs, shapes.binding, journal)
-    return replace(
-        graph,
-        saved=tuple(replace(kept, size_bytes=shapes.size(kept.size_bytes)) for kept in journal.saved()),
-        memory=tuple(replace(event, size_bytes=shapes.size(event.size_bytes)) for event in journal.events),
-    )
+            one_by_one.run(inputs, binding, journal)
+    return journal
+
+
+def _with_explicit_size(graph: ModelGraph, operator: Operator) -> Operator:
+    """Interpolation with its output's size as argument: the form that computes with symbols."""
+    found = re.fullmatch(r"(aten\._?upsample_\w+?(\d)d(?:_aa)?)\.vec", operator.target)
+    if found is None or (name := operator.outputs[0]) is None:
+        return operator
+    axes = int(found[2])
+    size = [s if isinstance(s, int) else {"size": s} for s in graph.tensors[name].shape[-axes:]]
+    source, _, *corners, factors = operator.args
+    scales = [float(f) for f in factors] if factors else [None] * axes
+    return replace(operator, target=f"{found[1]}.default", args=(source, size, *corners, *scales))
 
 
 @dataclass(slots=True)
 class _Kept:
-    """A storage that some backward needs; ``operators`` as keys, in order."""
+    """Who needs a storage for its backward, as keys, in order."""
 
-    size_bytes: Any
     operators: dict[int, None] = field(default_factory=dict[int, None])
 
 

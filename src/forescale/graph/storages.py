@@ -120,21 +120,22 @@ class SymbolicShapes:
     """Fake tensors whose shapes are the graph's symbols."""
 
     def __init__(self, graph: ModelGraph, device: torch.device) -> None:
-        environment = ShapeEnv()
-        self.mode = FakeTensorMode(shape_env=environment, allow_non_fake_inputs=True)
+        self._environment = ShapeEnv()
+        self.mode = FakeTensorMode(shape_env=self._environment, allow_non_fake_inputs=True)
         self.binding: dict[str, Any] = {}
         self._device = device
-        self._names: dict[Any, str] = {}
+        self._own: dict[Any, sympy.Symbol] = {}
         self._sizes: dict[Any, Size] = {}
         for name, example in graph.example.items():
             source = ConstantSource(name)
-            symbol = environment.create_symbol(example, source, DimDynamic.DYNAMIC, None)
-            self.binding[name] = environment.create_symintnode(symbol, hint=example, source=source)
-            self._names[symbol] = name
+            symbol = self._environment.create_symbol(example, source, DimDynamic.DYNAMIC, None)
+            self.binding[name] = self._environment.create_symintnode(symbol, hint=example, source=source)
+            self._own[symbol] = sympy.Symbol(name, integer=True, positive=True)
 
-    def empty(self, tensor: Tensor) -> torch.Tensor:
-        shape = compile_sizes(tensor.shape, tuple(self.binding))(self.binding)
-        return torch.empty(shape, dtype=getattr(torch, tensor.dtype), device=self._device)
+    @property
+    def general(self) -> bool:
+        """Whether no operator has fixed a symbol to its example value, as some do that cannot compute with symbols."""
+        return not self._environment.replacements
 
     def size(self, value: Any) -> Size:
         """A size that operators computed, as an expression over the graph's symbols."""
@@ -142,7 +143,6 @@ class SymbolicShapes:
             return value
         expression = value.node.expr
         if expression not in self._sizes:
-            own = {symbol: sympy.Symbol(name, integer=True, positive=True) for symbol, name in self._names.items()}
-            expanded = sympy.expand(expression.xreplace(own))
+            expanded = sympy.expand(expression.xreplace(self._own))
             self._sizes[expression] = int(expanded) if expanded.is_number else str(expanded)
         return self._sizes[expression]

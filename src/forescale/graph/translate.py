@@ -25,7 +25,11 @@ from forescale.graph.model import (
 )
 from forescale.graph.program import compile_program
 
-_CHECKS = {"aten._assert_scalar.default", "aten._assert_tensor_metadata.default", "aten.sym_constrain_range.default"}
+_CHECKS = {
+    "aten._assert_scalar.default",
+    "aten._assert_tensor_metadata.default",
+    "aten.sym_constrain_range.default",
+}
 # Whether a reshape can be a view depends on strides, which the kernel chosen at run time decides.
 _RESHAPES = {"aten.view.default", "aten._unsafe_view.default"}
 _BATCH_NORMS = {
@@ -81,7 +85,11 @@ class _State:
             shape, dtype = tuple(value.shape), _dtype(value.dtype)
             if isinstance(value, nn.Parameter):
                 self.parameters[first] = Parameter(
-                    name=first, aliases=tuple(names[1:]), shape=shape, dtype=dtype, trainable=value.requires_grad
+                    name=first,
+                    aliases=tuple(names[1:]),
+                    shape=shape,
+                    dtype=dtype,
+                    trainable=value.requires_grad,
                 )
             else:
                 self.buffers[first] = Buffer(
@@ -147,7 +155,9 @@ class _Reader:
 
     def _add_value(self, fx_name: str, value: torch.Tensor, producer: int | None) -> str:
         shape = tuple(_size(size) for size in value.shape)
-        self._values[fx_name] = _Value(name=fx_name, shape=shape, dtype=_dtype(value.dtype), producer=producer)
+        self._values[fx_name] = _Value(
+            name=fx_name, shape=shape, dtype=_dtype(value.dtype), producer=producer
+        )
         self._names[fx_name] = fx_name
         return fx_name
 
@@ -159,10 +169,14 @@ class _Reader:
         if target.endswith("getitem"):
             return  # folded into the outputs of its operator
         if not isinstance(node.target, torch._ops.OpOverload) or value is None:  # noqa: SLF001 - the public name of the type
-            raise CaptureFailed("this operator cannot be cut out of the model", operator=target, source=_source(node))
+            raise CaptureFailed(
+                "this operator cannot be cut out of the model", operator=target, source=_source(node)
+            )
         if "u" in {str(s)[0] for s in _free_symbols(value)}:
             raise CaptureFailed(
-                "the size of its result depends on the values in a tensor", operator=target, source=_source(node)
+                "the size of its result depends on the values in a tensor",
+                operator=target,
+                source=_source(node),
             )
         self._append(node, target, value)
 
@@ -178,7 +192,9 @@ class _Reader:
             args = (*args[:5], *args[5:8], True) if training else (*args[:5], False, *args[5:7], True)
             target, returns_tuple, outputs = "aten.batch_norm.default", False, outputs[:1]
             if training:
-                mutated = tuple(self._state.placeholders[a.name][1] for a in args[3:5] if isinstance(a, torch.fx.Node))
+                mutated = tuple(
+                    self._state.placeholders[a.name][1] for a in args[3:5] if isinstance(a, torch.fx.Node)
+                )
         if target in _RESHAPES:
             target = "aten.reshape.default"
         uses = _Uses(self)
@@ -234,7 +250,9 @@ class _Reader:
             elif spec.kind.name == "USER_OUTPUT":
                 leaves.append(self._leaf(node))
             else:
-                raise CaptureFailed(f"the forward changes {spec.target or spec.arg}, which training cannot carry over")
+                raise CaptureFailed(
+                    f"the forward changes {spec.target or spec.arg}, which training cannot carry over"
+                )
         if not any(isinstance(leaf, tuple) for leaf in leaves):
             raise CaptureFailed("the model's output holds no tensor")
         used = {name for o in self._operators for name in (*o.buffers,)}
@@ -341,7 +359,9 @@ class _Uses:
             return size if isinstance(size, int) else {"size": size}
         if isinstance(value, (torch.SymFloat, torch.SymBool)):
             raise CaptureFailed(
-                f"argument {value} is computed from the batch's shape", operator=_target(user), source=_source(user)
+                f"argument {value} is computed from the batch's shape",
+                operator=_target(user),
+                source=_source(user),
             )
         if (kind := self._reader.placeholder_kind(node)) is not None:
             (self.parameters if kind[0] == "parameter" else self.buffers)[kind[1]] = None
@@ -388,12 +408,18 @@ def _size(size: Any) -> Size:
 
 def _free_symbols(value: Any) -> set[Any]:
     tensors = value if isinstance(value, (tuple, list)) else (value,)
-    sizes = [s for t in tensors if isinstance(t, torch.Tensor) for s in t.shape if isinstance(s, torch.SymInt)]
+    sizes = [
+        s for t in tensors if isinstance(t, torch.Tensor) for s in t.shape if isinstance(s, torch.SymInt)
+    ]
     return {symbol for size in sizes for symbol in size.node.expr.free_symbols}
 
 
 def _target(node: torch.fx.Node) -> str:
-    return str(node.target) if isinstance(node.target, torch._ops.OpOverload) else getattr(node.target, "__name__", "")  # noqa: SLF001
+    return (
+        str(node.target)
+        if isinstance(node.target, torch._ops.OpOverload)
+        else getattr(node.target, "__name__", "")
+    )  # noqa: SLF001
 
 
 def _is_random(overload: Any, node: torch.fx.Node) -> bool:

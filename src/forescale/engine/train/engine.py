@@ -8,19 +8,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import cloudpickle
 import torch
-from torch.distributed import TCPStore
 
 from forescale.core.cluster import Cluster
-from forescale.core.errors import CheckpointFailed, PeerGone, RunFailed, WorkerLost
-from forescale.engine.backend import ProcessBackend, ProcessHandle, ProcessSpec
-from forescale.engine.channel import ChannelServer, Message
-from forescale.engine.local import LocalBackend
+from forescale.core.errors import CheckpointFailed, RunFailed
+from forescale.engine.channel import Message
 from forescale.engine.messages import (
     Binding,
     CheckpointWritten,
@@ -31,28 +27,17 @@ from forescale.engine.messages import (
     StepFinished,
 )
 from forescale.engine.tensors import pack, unpack
+from forescale.engine.train.assignment import Assignment
+from forescale.engine.train.crew import START_LIMIT_S, Crew
+from forescale.engine.train.hand_over import encode_batch
 from forescale.engine.train.optimizer import OptimizerTemplate
 from forescale.engine.train.shards import Checkpoint, Shard, checkpoint_path, complete
 from forescale.engine.train.task import Batch, TrainingTask, batch_rows, microbatch_rows, split_rows
 from forescale.engine.train.wiring import wire
-from forescale.engine.train.worker import Assignment, encode_batch
 from forescale.graph.capture import CapturedModel, flatten_inputs
 from forescale.plan.moves import holders
 from forescale.plan.partition_plan import PartitionPlan
 from forescale.profile.measurement import OperatorMeasurement
-
-_START_LIMIT_S = 120
-_EXIT_NEWS_S = 2.0  # a worker that lost its peer complains before the kernel tells us the peer is dead
-_STOP_GRACE_S = 5.0
-
-WORKER_ENVIRONMENT = {
-    "GLOO_SOCKET_IFNAME": "lo",
-    # Activations come and go with every microbatch: glibc keeps their pages instead of giving them back to
-    # the kernel and faulting them in again.
-    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
-    "MALLOC_TOP_PAD_": str(256 << 20),
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-}
 
 
 @dataclass(slots=True)
@@ -91,9 +76,9 @@ class TrainingEngine:
     """
 
     def __init__(self, cluster: Cluster, directory: Path) -> None:
-        self._cluster = cluster
         self._directory = directory
-        self._names = [device.name for device in cluster.devices]
+        self._crew = Crew(cluster, directory)
+        self._names = self._crew.names
         self._ranks = {name: rank for rank, name in enumerate(self._names)}
         self._task: TrainingTask
         self._captured: CapturedModel
@@ -106,47 +91,27 @@ class TrainingEngine:
         self._writing: dict[int, list[tuple[Shard, Any, Any]]] = {}
         self._events: deque[Event] = deque()
         self._last_end_s = 0.0
-        self.last_checkpoint: Path | None = None
 
     def __enter__(self) -> Self:
-        self._channel = ChannelServer()
-        self._backend: ProcessBackend = LocalBackend(
-            invitation=self._channel.invitation, log_dir=self._directory / "workers"
-        )
-        self._store = TCPStore(
-            "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_START_LIMIT_S)
-        )
-        try:
-            self._handles = [self._start_worker(rank) for rank in range(len(self._names))]
-        except BaseException:
-            self.__exit__()
-            raise
+        self._crew.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._backend.close()
-        self._channel.close(0.0)
+        self._crew.__exit__()
 
     def close(self) -> None:
         """Asks every worker to end, and waits for them."""
-        self._broadcast({"type": "stop"})
-        for handle in self._handles:
-            self._backend.stop(handle, _STOP_GRACE_S)
+        self._crew.stop()
 
-    def _start_worker(self, rank: int) -> ProcessHandle:
-        config = {"host": "127.0.0.1", "port": self._store.port, "rank": rank, "world_size": len(self._names)}
-        spec = ProcessSpec(
-            entry="forescale.engine.train.worker:main",
-            device=self._cluster.devices[rank],
-            config=config,
-            environment=WORKER_ENVIRONMENT,
-        )
-        return self._backend.start(spec)
+    @property
+    def last_checkpoint(self) -> Path | None:
+        """The newest complete checkpoint of this run."""
+        return self._crew.checkpoint
 
     def set_up(self, task: TrainingTask, captured: CapturedModel, template: OptimizerTemplate) -> None:
         """Waits for the workers and tells them what they will train."""
         self._task, self._captured = task, captured
-        self._await("ready", _START_LIMIT_S)
+        self._answers("ready", START_LIMIT_S)
         buffers = {n: v.detach() for n, v in captured.state.items() if n in captured.graph.buffers}
         assignment = Assignment(
             captured=replace(captured, state=buffers),
@@ -158,7 +123,7 @@ class TrainingEngine:
             seed=task.seed,
             ranks=self._ranks,
         )
-        self._broadcast({"type": "setup"}, [cloudpickle.dumps(assignment)])
+        self._crew.broadcast({"type": "setup"}, [cloudpickle.dumps(assignment)])
 
     def profile(
         self, batch: Batch, *, budget_s: float, with_optimizer: bool
@@ -171,8 +136,8 @@ class TrainingEngine:
         inputs = dict(zip(self._captured.graph.inputs, flatten_inputs(*self._task.call(batch)), strict=True))
         meta, frames = encode_batch(inputs, batch)
         header = {"type": "profile", "tensors": meta, "budget_s": budget_s, "with_optimizer": with_optimizer}
-        self._broadcast(header, frames)
-        answers = self._await("profiled", None)
+        self._crew.broadcast(header, frames)
+        answers = self._answers("profiled")
         return tuple(pickle.loads(answers[name].frames[0]) for name in self._names)  # noqa: S301 - our own workers
 
     def start(self, plan: PartitionPlan, checkpoint: Checkpoint | None = None) -> None:
@@ -188,12 +153,14 @@ class TrainingEngine:
         }
         for name in self._names:
             values = {
-                n: self._captured.state[n] for n, devices in held.items() if name in devices and n not in persistent
+                n: self._captured.state[n]
+                for n, devices in held.items()
+                if name in devices and n not in persistent
             }
             meta, frames = pack(values)
-            self._send(name, {**header, "tensors": meta}, [pickle.dumps(plan), *frames])
-        self._await("started", None)
-        self.last_checkpoint = checkpoint.path if checkpoint else None
+            self._crew.send(name, {**header, "tensors": meta}, [pickle.dumps(plan), *frames])
+        self._answers("started")
+        self._crew.checkpoint = checkpoint.path if checkpoint else None
         self._last_end_s = time.monotonic()
 
     @property
@@ -219,7 +186,10 @@ class TrainingEngine:
         binding = self._captured.graph.bind({n: tuple(t.shape) for n, t in inputs.items()})
         parts = microbatch_rows(rows, self._plan.microbatches)
         self._steps[step] = _StepInFlight(
-            binding=binding, rows=rows, tokens=next(iter(inputs.values())).numel(), predicted_s=predict_s(self._plan)
+            binding=binding,
+            rows=rows,
+            tokens=next(iter(inputs.values())).numel(),
+            predicted_s=predict_s(self._plan),
         )
         header = {
             "type": "step",
@@ -233,7 +203,7 @@ class TrainingEngine:
             fed = wire(self._captured.graph, self._plan, index).fed if index is not None else ()
             last = index == len(self._plan.stages) - 1
             meta, frames = encode_batch({n: inputs[n] for n in fed}, batch if last else None)
-            self._send(name, {**header, "tensors": meta}, frames)
+            self._crew.send(name, {**header, "tensors": meta}, frames)
         self._steps_since_prepare += 1
 
     def _weights(self, batch: Batch, parts: Sequence[int]) -> list[float]:
@@ -248,7 +218,7 @@ class TrainingEngine:
         self._switches[self._plans_made] = _Switch(command=command, before=self._plan)
         self._next_switch = self._plans_made
         self._steps_since_prepare = 0
-        self._broadcast({"type": "prepare", "plan": self._plans_made}, [pickle.dumps(command.plan)])
+        self._crew.broadcast({"type": "prepare", "plan": self._plans_made}, [pickle.dumps(command.plan)])
 
     def _switch_if_due(self, step: int) -> None:
         if self._next_switch is None:
@@ -259,7 +229,7 @@ class TrainingEngine:
         due = step >= before if before is not None else self._steps_since_prepare >= 1
         if due:
             switch.step, switch.before = step, self._plan
-            self._broadcast({"type": "switch", "plan": self._next_switch})
+            self._crew.broadcast({"type": "switch", "plan": self._next_switch})
             self._plan = switch.command.plan
             self._next_switch = None
 
@@ -272,15 +242,15 @@ class TrainingEngine:
         except OSError as error:
             raise self._not_written(step, str(error)) from error
         self._writing[step] = []
-        self._broadcast({"type": "checkpoint", "directory": str(partial), "step": step})
+        self._crew.broadcast({"type": "checkpoint", "directory": str(partial), "step": step})
 
     def _partial(self, step: int) -> Path:
         return checkpoint_path(self._directory / "checkpoints", step).with_suffix(".partial")
 
     def gather(self) -> dict[str, torch.Tensor]:
         """Every parameter and persistent buffer, by name, after the steps submitted so far."""
-        self._broadcast({"type": "gather"})
-        answers = self._await("gathered", None)
+        self._crew.broadcast({"type": "gather"})
+        answers = self._answers("gathered")
         return {n: t for m in answers.values() for n, t in unpack(m.header["tensors"], m.frames).items()}
 
     def next_event(self, timeout_s: float | None = None) -> Event | None:
@@ -294,7 +264,7 @@ class TrainingEngine:
             left_s = None if deadline_s is None else deadline_s - time.monotonic()
             if left_s is not None and left_s < 0:
                 return None
-            if (message := self._receive(left_s)) is not None:
+            if (message := self._crew.receive(left_s)) is not None:
                 self._note(message)
         return self._events.popleft()
 
@@ -308,7 +278,9 @@ class TrainingEngine:
             case "checkpointed":
                 self._checkpointed(message)
             case other:
-                raise RunFailed(f"unexpected message {other!r} from {message.sender}", checkpoint=self._kept())
+                raise RunFailed(
+                    f"unexpected message {other!r} from {message.sender}", checkpoint=self._crew.kept()
+                )
 
     def _stepped(self, sender: str, header: Mapping[str, Any]) -> None:
         step = self._steps[header["step"]]
@@ -367,65 +339,13 @@ class TrainingEngine:
         except OSError as error:
             raise self._not_written(step, str(error)) from error
         del self._writing[step]
-        self.last_checkpoint = final
+        self._crew.checkpoint = final
         self._events.append(CheckpointWritten(step=step, path=str(final)))
 
     def _not_written(self, step: int, error: str) -> CheckpointFailed:
-        return CheckpointFailed(f"the checkpoint of step {step} could not be written: {error}", checkpoint=self._kept())
+        return CheckpointFailed(
+            f"the checkpoint of step {step} could not be written: {error}", checkpoint=self._crew.kept()
+        )
 
-    def _kept(self) -> str | None:
-        return str(self.last_checkpoint) if self.last_checkpoint else None
-
-    def _send(self, name: str, header: Mapping[str, Any], frames: Sequence[Any] = ()) -> None:
-        try:
-            self._channel.send(name, header, frames)
-        except PeerGone as error:
-            self._raise_failed(name, str(error))
-
-    def _broadcast(self, header: Mapping[str, Any], frames: Sequence[Any] = ()) -> None:
-        for name in self._names:
-            self._send(name, header, frames)
-
-    def _await(self, kind: str, limit_s: float | None) -> dict[str, Message]:
-        """One message of a kind from every worker; other messages become events."""
-        answers: dict[str, Message] = {}
-        deadline_s = None if limit_s is None else time.monotonic() + limit_s
-        while len(answers) < len(self._names):
-            message = self._receive(None if deadline_s is None else deadline_s - time.monotonic())
-            if message is None:
-                if deadline_s is not None and time.monotonic() > deadline_s:
-                    missing = ", ".join(sorted(set(self._names) - set(answers)))
-                    raise RunFailed(f"{missing} did not answer within {limit_s:.0f} s; see {self._directory / 'workers'}")
-            elif message.header["type"] == kind:
-                answers[message.sender] = message
-            else:
-                self._note(message)
-        return answers
-
-    def _receive(self, timeout_s: float | None) -> Message | None:
-        """The next message that is not merely a greeting; looks after the workers meanwhile."""
-        if not self._channel.poll(timeout_s, self._backend):
-            self._raise_if_lost()
-            return None
-        message = self._channel.receive(0.0)
-        if message is None or message.header["type"] == "connected":
-            return None
-        if message.header["type"] == "failed":
-            self._raise_failed(message.sender, message.header["error"])
-        return message
-
-    def _raise_if_lost(self) -> None:
-        for ended in self._backend.exits():
-            raise WorkerLost(device=ended.handle.device, cause=ended.cause, checkpoint=self._kept())
-
-    def _raise_failed(self, device: str, error: str) -> NoReturn:
-        """A worker that failed because its peer died is not the one to name."""
-        deadline_s = time.monotonic() + _EXIT_NEWS_S
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            self._channel.poll(left_s, self._backend)
-            for ended in self._backend.exits():
-                if ended.signal is not None:
-                    raise WorkerLost(device=ended.handle.device, cause=ended.cause, checkpoint=self._kept())
-            while self._channel.receive(0.0) is not None:
-                continue
-        raise RunFailed(f"{device}: {error}", checkpoint=self._kept())
+    def _answers(self, kind: str, limit_s: float | None = None) -> dict[str, Message]:
+        return self._crew.answers(kind, self._note, limit_s)

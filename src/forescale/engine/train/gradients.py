@@ -46,5 +46,5 @@ def clip(owned: Sequence[nn.Parameter], held: Sequence[nn.Parameter], norm: floa
     gradients = [p.grad for p in owned if p.grad is not None]
     local = nn.utils.get_total_norm(gradients) if gradients else torch.zeros(())
     squared = peers.sum((local.to(peers.device, torch.float64) ** 2).reshape(1))
-    total = squared.sqrt().to(torch.float32)[0]
+    total = squared.sqrt().to(local.dtype)[0]
     nn.utils.clip_grads_with_norm_([p for p in held if p.grad is not None], norm, total)

@@ -36,7 +36,7 @@ class OptimizerTemplate:
         return optimizer
 
 
-def optimizer_template(task: TrainingTask, parameters: Mapping[str, nn.Parameter]) -> OptimizerTemplate:
+def optimizer_template(task: TrainingTask, parameters: Mapping[str, torch.Tensor]) -> OptimizerTemplate:
     """Learns the task's optimizer: its class, options and groups.
 
     Args:
@@ -47,13 +47,17 @@ def optimizer_template(task: TrainingTask, parameters: Mapping[str, nn.Parameter
     """
     optimizer = task.optimizer if isinstance(task.optimizer, Optimizer) else _made(task)
     if isinstance(optimizer, LBFGS):
-        raise TaskFailed("LBFGS evaluates the loss several times a step, which a pipeline cannot; use another optimizer")
+        raise TaskFailed(
+            "LBFGS evaluates the loss several times a step, which a pipeline cannot; use another optimizer"
+        )
     names = {id(parameter): name for name, parameter in parameters.items()}
     group_of: dict[str, int] = {}
     for index, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
             if id(parameter) not in names:
-                raise TaskFailed("the optimizer holds a parameter that is not the model's; pass model.parameters()")
+                raise TaskFailed(
+                    "the optimizer holds a parameter that is not the model's; pass model.parameters()"
+                )
             group_of[names[id(parameter)]] = index
     return OptimizerTemplate(
         optimizer=_emptied(optimizer), group_of=group_of, state_ratio=_state_ratio(optimizer)
@@ -64,7 +68,7 @@ def _made(task: TrainingTask) -> Optimizer:
     if not callable(task.optimizer):
         raise TaskFailed("optimizer must be a torch optimizer, or a callable that makes one from parameters")
     try:
-        optimizer = task.optimizer(list(task.model.parameters()))
+        optimizer: object = task.optimizer(list(task.model.parameters()))
     except Exception as error:
         raise TaskFailed(f"the optimizer could not be made: {error}") from error
     if not isinstance(optimizer, Optimizer):
@@ -75,7 +79,11 @@ def _made(task: TrainingTask) -> Optimizer:
 def _emptied(optimizer: Optimizer) -> Optimizer:
     empty = copy.copy(optimizer)
     empty.param_groups = [
-        {key: [] if key == "params" else copy.deepcopy(value) for key, value in group.items() if key != "param_names"}
+        {
+            key: [] if key == "params" else copy.deepcopy(value)
+            for key, value in group.items()
+            if key != "param_names"
+        }
         for group in optimizer.param_groups
     ]
     empty.state = type(optimizer.state)(optimizer.state.default_factory)
@@ -90,7 +98,9 @@ def _state_ratio(optimizer: Optimizer) -> float:
     trial.param_groups = [{**trial.param_groups[0], "params": [parameter]}]
     trial.step()
     state = trial.state.get(parameter, {})
-    held = sum(v.numel() * v.element_size() for v in state.values() if isinstance(v, torch.Tensor) and v.dim())
+    held = sum(
+        v.numel() * v.element_size() for v in state.values() if isinstance(v, torch.Tensor) and v.dim()
+    )
     return held / (parameter.numel() * parameter.element_size())
 
 

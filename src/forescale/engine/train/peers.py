@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed import ProcessGroup, TCPStore, Work
+from torch.distributed import ProcessGroup, Work
 
 
 @dataclass(slots=True)
@@ -28,7 +28,9 @@ class Peers:
     @classmethod
     def connect(cls, *, host: str, port: int, rank: int, world_size: int, device: torch.device) -> Peers:
         """Joins the process group; blocks until every worker has."""
-        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=120))
+        store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage] - it is documented
+            host, port, is_master=False, timeout=timedelta(seconds=120)
+        )
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
         ranks = list(range(world_size))
@@ -36,8 +38,8 @@ class Peers:
             rank=rank,
             world_size=world_size,
             device=device,
-            ahead=dist.new_group(ranks),
-            back=dist.new_group(ranks),
+            ahead=_group(ranks),
+            back=_group(ranks),
         )
 
     def send(self, tensor: torch.Tensor, to: int, *, back: bool = False, tag: int = 0) -> Work:
@@ -62,3 +64,9 @@ class Peers:
 
     def close(self) -> None:
         dist.destroy_process_group()
+
+
+def _group(ranks: list[int]) -> ProcessGroup:
+    group = dist.new_group(ranks)
+    assert isinstance(group, ProcessGroup), "every worker is in every group"
+    return group

@@ -53,8 +53,12 @@ def write_shard(
         OSError: the disk is full, or not writable.
     """
     suffix = f"-{number + 1:05d}-of-{of:05d}.safetensors"
-    optimizer = {f"{n}/{k}": v for n, state in states.items() for k, v in state.items() if isinstance(v, torch.Tensor)}
-    scalars = {f"{n}/{k}": v for n, state in states.items() for k, v in state.items() if f"{n}/{k}" not in optimizer}
+    optimizer = {
+        f"{n}/{k}": v for n, state in states.items() for k, v in state.items() if isinstance(v, torch.Tensor)
+    }
+    scalars = {
+        f"{n}/{k}": v for n, state in states.items() for k, v in state.items() if f"{n}/{k}" not in optimizer
+    }
     for kind, values in (("model", tensors), ("optimizer", optimizer)):
         path = directory / (kind + suffix)
         try:
@@ -118,7 +122,9 @@ class Checkpoint:
         except (OSError, json.JSONDecodeError) as error:
             raise CheckpointMismatch(f"{path} is not a complete checkpoint: {error}") from error
         if self.trainer.get("format") != _FORMAT:
-            raise CheckpointMismatch(f"{path} has format {self.trainer.get('format')}; this version reads {_FORMAT}")
+            raise CheckpointMismatch(
+                f"{path} has format {self.trainer.get('format')}; this version reads {_FORMAT}"
+            )
 
     def model(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Parameters and buffers by name."""
@@ -127,6 +133,10 @@ class Checkpoint:
 
     def names(self) -> tuple[str, ...]:
         return tuple(self._index["weight_map"])
+
+    def aliases(self) -> Mapping[str, str]:
+        """Other names of tied tensors -> the name they are stored under."""
+        return self._index["metadata"]["aliases"]
 
     def optimizer(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
         """Optimiser state by parameter and key; what had none yet is absent."""
@@ -161,12 +171,13 @@ class Checkpoint:
         if missing or extra:
             name = (missing or extra)[0]
             what = "lacks" if missing else "holds"
-            raise CheckpointMismatch(f"{self.path} is of another model: it {what} {name}; resume with the model it was written by")
+            raise CheckpointMismatch(
+                f"{self.path} is of another model: it {what} {name}; resume with the model it was written by"
+            )
         for name, tensor in self.model(expected).items():
             if tuple(tensor.shape) != expected[name]:
-                raise CheckpointMismatch(
-                    f"{self.path} is of another model: {name} is {tuple(tensor.shape)} there and {expected[name]} here"
-                )
+                shapes = f"{tuple(tensor.shape)} there and {expected[name]} here"
+                raise CheckpointMismatch(f"{self.path} is of another model: {name} is {shapes}")
 
 
 def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
@@ -180,5 +191,4 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """
     checkpoint = Checkpoint(latest(Path(path)) or Path(path))
     values = checkpoint.model(checkpoint.names())
-    aliases: Mapping[str, str] = checkpoint._index["metadata"]["aliases"]  # noqa: SLF001 - the same module
-    return values | {alias: values[name] for alias, name in aliases.items() if name in values}
+    return values | {alias: values[name] for alias, name in checkpoint.aliases().items() if name in values}

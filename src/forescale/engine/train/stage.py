@@ -11,11 +11,12 @@ import torch
 from torch.distributed import Work
 
 from forescale.core.errors import TaskFailed
+from forescale.engine.train.assignment import Assignment
 from forescale.engine.train.peers import Peers
 from forescale.engine.train.randomness import operator_seed
+from forescale.engine.train.reached import Reached
 from forescale.engine.train.stopwatch import Activity, Stopwatch
 from forescale.engine.train.wiring import Wiring, wire
-from forescale.graph.capture import OutputLayout
 from forescale.graph.model import ModelGraph
 from forescale.graph.program import Program, compile_program
 from forescale.graph.size import compile_sizes
@@ -46,9 +47,13 @@ class Microbatch:
 
 @dataclass(slots=True)
 class _Running:
-    """A microbatch between its forward and its backward."""
+    """A microbatch between its forward and its backward.
+
+    ``state`` is what the forward read: a recomputation must not see buffers that changed since.
+    """
 
     inputs: list[torch.Tensor]
+    state: list[torch.Tensor]
     outputs: dict[str, torch.Tensor] = field(default_factory=dict[str, torch.Tensor])
     loss: torch.Tensor | None = None
     sends: list[Work] = field(default_factory=list[Work])
@@ -91,31 +96,29 @@ def compile_stage(
 
 
 class StageExecutor:
-    """Runs a compiled stage with the tensors its worker holds."""
+    """Runs a compiled stage with the tensors its worker holds.
+
+    Attributes:
+        untouched: parameters that the last step's loss does not depend on. Their gradient must be None,
+            as it is in a plain loop, where an optimizer skips them; zeros would let weights decay.
+    """
 
     def __init__(
         self,
-        *,
-        graph: ModelGraph,
-        output: OutputLayout,
+        assignment: Assignment,
         compiled: CompiledStage,
-        ranks: Sequence[int],
+        *,
         peers: Peers,
         held: dict[str, torch.Tensor],
-        loss: Callable[[Any, Any], torch.Tensor],
-        autocast: torch.dtype | None,
-        seed: int,
         stopwatch: Stopwatch,
     ) -> None:
+        graph, plan = assignment.captured.graph, compiled.plan
         self._graph = graph
-        self._output = output
+        self._assignment = assignment
         self._stage = compiled
-        self._ranks = ranks
+        self._ranks = [assignment.ranks[stage.device] for stage in plan.stages]
         self._peers = peers
         self._held = held
-        self._loss = loss
-        self._autocast = autocast
-        self._seed = seed
         self._stopwatch = stopwatch
         self._is_last = compiled.index == len(compiled.plan.stages) - 1
         self._recompute = compiled.plan.stages[compiled.index].recompute
@@ -123,6 +126,8 @@ class StageExecutor:
         self._received: dict[tuple[Phase, int], Received] = {}
         self._running: dict[int, _Running] = {}
         self._gradient_sends: list[Work] = []
+        self._reached = Reached(graph, compiled.index, self._ranks, peers)
+        self.untouched: frozenset[str] = frozenset()
 
     def run(self, step: int, microbatches: Sequence[Microbatch]) -> torch.Tensor:
         """Accumulates the gradients of one step.
@@ -132,7 +137,8 @@ class StageExecutor:
         """
         plan = self._stage.plan
         order = schedule_order(plan.schedule, self._stage.index, len(plan.stages), len(microbatches))
-        total = torch.zeros((), device=self._peers.device)
+        total = torch.zeros((), dtype=torch.float64, device=self._peers.device)
+        self._reached.start()
         for position, (phase, index) in enumerate(order):
             for ahead_phase, ahead in order[position : position + 2]:
                 self._expect(ahead_phase, ahead, microbatches[ahead])
@@ -144,6 +150,7 @@ class StageExecutor:
                 self._backward(step, index, microbatches[index])
         with self._stopwatch.time(Activity.TRANSFER):
             self._finish_sends(self._gradient_sends)
+            self.untouched = self._reached.untouched()
         return total
 
     def _tag(self, name: str, microbatch: int) -> int:
@@ -170,7 +177,12 @@ class StageExecutor:
     def _expected(self, phase: Phase) -> list[tuple[str, int]]:
         if phase is Phase.FORWARD:
             return list(self._stage.wiring.received.items())
-        return [(name, stage) for name, stages in self._stage.wiring.sent.items() if self._carries(name) for stage in stages]
+        return [
+            (name, stage)
+            for name, stages in self._stage.wiring.sent.items()
+            if self._carries(name)
+            for stage in stages
+        ]
 
     def _carries(self, name: str) -> bool:
         return self._graph.tensors[name].requires_grad
@@ -188,7 +200,8 @@ class StageExecutor:
             if self._carries(name):
                 tensor.requires_grad_()
         inputs = [arrived[n] if n in arrived else microbatch.fed[n] for n in self._stage.program.inputs]
-        running = self._running[index] = _Running(inputs=inputs)
+        state = [self._held[n] for n in self._stage.program.state]
+        running = self._running[index] = _Running(inputs=inputs, state=state)
         with self._stopwatch.time(Activity.FORWARD), torch.set_grad_enabled(not self._recompute):
             results = self._call(step, index, microbatch, running, track=True)
         for buffer, tensor in self._stage.wiring.updates.items():
@@ -197,23 +210,25 @@ class StageExecutor:
             for name, stages in self._stage.wiring.sent.items():
                 for stage in stages:
                     running.sends.append(
-                        self._peers.send(results[name].detach(), self._ranks[stage], tag=self._tag(name, index))
+                        self._peers.send(
+                            results[name].detach(), self._ranks[stage], tag=self._tag(name, index)
+                        )
                     )
 
     def _call(
         self, step: int, index: int, microbatch: Microbatch, running: _Running, *, track: bool
     ) -> dict[str, torch.Tensor]:
-        """Runs the operators, and on the last stage the loss; notes in ``running`` what a backward starts from."""
+        """Runs the operators (and the loss); notes in ``running`` what a backward starts from."""
         program = self._stage.program
 
         def reseed(operator: int) -> None:
-            operator_seed(self._peers.device, self._seed, step, index, operator)
+            operator_seed(self._peers.device, self._assignment.seed, step, index, operator)
 
         results = dict(
             zip(
                 program.outputs,
                 program.function(
-                    [self._held[name] for name in program.state],
+                    running.state,
                     running.inputs,
                     program.sizes(microbatch.binding),
                     reseed,
@@ -223,15 +238,20 @@ class StageExecutor:
             )
         )
         if self._is_last:
+            self._reached.watch(results)
             reseed(len(self._graph.operators))
             running.loss = self._weighted_loss(results, microbatch)
         running.outputs = {n: results[n] for n in self._stage.wiring.sent if self._carries(n)}
         return results
 
     def _weighted_loss(self, results: Mapping[str, torch.Tensor], microbatch: Microbatch) -> torch.Tensor:
-        casting = torch.autocast(self._peers.device.type, self._autocast) if self._autocast else nullcontext()
+        casting = (
+            torch.autocast(self._peers.device.type, self._assignment.autocast)
+            if self._assignment.autocast
+            else nullcontext()
+        )
         with casting:
-            loss = self._loss(self._output.rebuild(results), microbatch.batch)
+            loss = self._assignment.loss(self._assignment.captured.output.rebuild(results), microbatch.batch)
         if not isinstance(loss, torch.Tensor) or loss.dim():
             raise TaskFailed("loss(output, batch) must return a scalar tensor")
         return loss * microbatch.weight

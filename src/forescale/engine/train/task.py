@@ -29,7 +29,7 @@ class TrainingTask:
         model: any module whose forward does not depend on the values in its tensors.
         loss: ``loss(output, batch) -> scalar tensor``, the mean over the batch's rows.
         optimizer: an optimizer over the model's parameters, or a callable that makes one from
-            ``model.parameters()``, e.g. ``lambda p: torch.optim.AdamW(p, lr=3e-4)``. Parameter groups are kept.
+            ``model.parameters()``, e.g. ``lambda p: torch.optim.AdamW(p, lr=3e-4)``; its groups are kept.
         batches: any iterable. The model is called with the parts of a batch that its signature takes:
             a dict's keys by name, a tuple's first items by the number of required arguments.
         scheduler: callable that makes a learning-rate scheduler from the optimizer; stepped every step.
@@ -77,8 +77,9 @@ class TrainingTask:
         takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
         taken = {name: value for name, value in batch.items() if name in parameters or takes_any}
         if not taken:
+            takes, holds = ", ".join(parameters), ", ".join(map(str, batch))
             raise TaskFailed(
-                f"the model takes ({', '.join(parameters)}) but the batch holds ({', '.join(map(str, batch))}); say which with inputs="
+                f"the model takes ({takes}) but the batch holds ({holds}); say which with inputs="
             )
         return taken
 

@@ -27,11 +27,12 @@ class Wiring:
 
 
 def wire(graph: ModelGraph, plan: PartitionPlan, stage: int) -> Wiring:
-    """What ``stage`` of ``plan`` receives, sends and updates; the last stage also reads the model's outputs."""
+    """What a stage receives, sends and updates; the last one also reads the model's outputs."""
     stage_of = {index: i for i, s in enumerate(plan.stages) for index in s.operators}
     last = len(plan.stages) - 1
     readers: dict[str, set[int]] = {
-        tensor.name: {stage_of[consumer] for consumer in tensor.consumers} for tensor in graph.tensors.values()
+        tensor.name: {stage_of[consumer] for consumer in tensor.consumers}
+        for tensor in graph.tensors.values()
     }
     for name in graph.outputs:
         readers[name].add(last)

@@ -7,56 +7,35 @@ second one on every worker, without any other agreement.
 from __future__ import annotations
 
 import pickle
-import threading
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from forescale.core.cluster import Device
 from forescale.engine.channel import Channel, Message
 from forescale.engine.messages import StageReport
 from forescale.engine.tensors import pack, unpack
+from forescale.engine.train.assignment import Assignment
 from forescale.engine.train.gradients import clip, sum_tied
+from forescale.engine.train.hand_over import decode_batch
 from forescale.engine.train.holdings import Holdings
-from forescale.engine.train.migration import Landing, migrate
-from forescale.engine.train.optimizer import OptimizerTemplate, WorkerOptimizer
+from forescale.engine.train.migration import migrate
+from forescale.engine.train.optimizer import WorkerOptimizer
 from forescale.engine.train.peers import Peers
-from forescale.engine.train.randomness import operator_seed
+from forescale.engine.train.preparation import Preparation, compile_for
 from forescale.engine.train.shards import Checkpoint, write_shard
-from forescale.engine.train.stage import CompiledStage, Microbatch, StageExecutor, compile_stage
+from forescale.engine.train.stage import CompiledStage, Microbatch, StageExecutor
 from forescale.engine.train.stopwatch import Activity, Stopwatch
 from forescale.engine.train.task import split_rows
-from forescale.graph.capture import CapturedModel
+from forescale.engine.train.timing import time_microbatch
 from forescale.graph.model import ModelGraph
-from forescale.plan.moves import holders, moves
+from forescale.plan.moves import holders
 from forescale.plan.partition_plan import PartitionPlan
-from forescale.profile.operators import measure_operators, measure_optimizer
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Assignment:
-    """What every worker is told once.
-
-    Attributes:
-        captured: the model without its parameters' values.
-        ranks: device name -> rank.
-    """
-
-    captured: CapturedModel
-    optimizer: OptimizerTemplate
-    scheduler: Callable[[Optimizer], LRScheduler] | None
-    loss: Callable[[Any, Any], torch.Tensor]
-    clip_norm: float | None
-    autocast: torch.dtype | None
-    seed: int
-    ranks: Mapping[str, int]
 
 
 def main(channel: Channel, device: Device, config: Mapping[str, Any]) -> None:
@@ -64,7 +43,11 @@ def main(channel: Channel, device: Device, config: Mapping[str, Any]) -> None:
     torch.set_num_threads(max(len(device.cores), 1))
     place = torch.device("cuda", 0) if device.kind == "cuda" else torch.device("cpu")
     peers = Peers.connect(
-        host=config["host"], port=config["port"], rank=config["rank"], world_size=config["world_size"], device=place
+        host=config["host"],
+        port=config["port"],
+        rank=config["rank"],
+        world_size=config["world_size"],
+        device=place,
     )
     channel.send({"type": "ready"})
     try:
@@ -79,7 +62,7 @@ class _Worker:
         self._device = device
         self._peers = peers
         self._stopwatch = Stopwatch(peers.device)
-        self._prepared: dict[int, _Preparation] = {}
+        self._prepared: dict[int, Preparation] = {}
         self._assignment: Assignment
         self._holdings: Holdings
         self._scheduler: LRScheduler | None = None
@@ -119,27 +102,18 @@ class _Worker:
 
     def _profile(self, message: Message) -> None:
         """One timed pass; all workers run theirs at once, so that what they contend for shows."""
-        inputs, batch = self._batch(message)
-        captured, assignment = self._assignment.captured, self._assignment
-        timed = replace(captured, state={**_invented(captured.graph), **captured.state})
+        inputs, batch = decode_batch(message, self._peers.device)
         self._peers.barrier()
-        measurement = measure_operators(
-            timed,
-            [inputs[name] for name in captured.graph.inputs],
-            lambda output: assignment.loss(output, batch),
-            device=self._peers.device,
-            reseed=lambda operator: operator_seed(self._peers.device, 0, 0, 0, operator),
-            budget_s=message.header["budget_s"],
+        header = message.header
+        timing = time_microbatch(
+            self._assignment,
+            inputs,
+            batch,
+            self._peers.device,
+            budget_s=header["budget_s"],
+            with_optimizer=header["with_optimizer"],
         )
-        optimizer_s_per_byte = 0.0
-        if message.header["with_optimizer"]:
-            optimizer_s_per_byte, _ = measure_optimizer(
-                assignment.optimizer.fresh,
-                [p.shape for p in captured.graph.parameters.values() if p.trainable],
-                clip_norm=assignment.clip_norm,
-                device=self._peers.device,
-            )
-        self._channel.send({"type": "profiled"}, [pickle.dumps((measurement, optimizer_s_per_byte))])
+        self._channel.send({"type": "profiled"}, [pickle.dumps(timing)])
 
     def _start(self, message: Message) -> None:
         """Takes the first plan and the tensors that belong to this worker under it."""
@@ -154,13 +128,13 @@ class _Worker:
         for name in mine:
             self._holdings.hold(name, values[name], states.get(name))
         self._resume_schedule(message.header)
-        self._take_over(plan, _compile(self._assignment, plan, self._device.name, self._peers.device))
+        self._take_over(plan, compile_for(self._assignment, plan, self._device.name, self._peers.device))
         self._channel.send({"type": "started"})
 
     def _resume_schedule(self, header: Mapping[str, Any]) -> None:
         optimizer = self._holdings.optimizer.optimizer
-        if self._assignment.scheduler is not None:
-            self._scheduler = self._assignment.scheduler(optimizer)
+        make = self._assignment.scheduler
+        self._scheduler = make(optimizer) if make is not None else None
         if header["groups"] is not None:
             for group, saved in zip(optimizer.param_groups, header["groups"], strict=True):
                 group.update(saved)
@@ -176,30 +150,18 @@ class _Worker:
         }
         self._owned = {n for n, d in holders(self._graph, plan).items() if d[0] == self._device.name}
         self._executor = compiled and StageExecutor(
-            graph=self._graph,
-            output=self._assignment.captured.output,
-            compiled=compiled,
-            ranks=[self._assignment.ranks[stage.device] for stage in plan.stages],
+            self._assignment,
+            compiled,
             peers=self._peers,
             held=self._holdings.tensors,
-            loss=self._assignment.loss,
-            autocast=self._assignment.autocast,
-            seed=self._assignment.seed,
             stopwatch=self._stopwatch,
         )
-
-    def _batch(self, message: Message) -> tuple[dict[str, torch.Tensor], Any]:
-        """The batch inputs this worker was sent, and the whole batch if it needs the loss."""
-        tensors = {n: t.to(self._peers.device) for n, t in unpack(message.header["tensors"], message.frames[1:]).items()}
-        structure = pickle.loads(message.frames[0])  # noqa: S301
-        batch = pytree.tree_map(lambda leaf: tensors.pop(leaf.name) if isinstance(leaf, _Sent) else leaf, structure)
-        return tensors, batch
 
     def _step(self, message: Message) -> None:
         header, cpu_start_s = message.header, time.process_time()
         step, rows = header["step"], header["rows"]
         with self._stopwatch.time(Activity.TRANSFER):
-            inputs, batch = self._batch(message)
+            inputs, batch = decode_batch(message, self._peers.device)
             fed, batches = split_rows(inputs, rows), split_rows(batch, rows)
         microbatches = [
             Microbatch(binding=b, fed=f, batch=w, weight=share)
@@ -209,7 +171,7 @@ class _Worker:
         if self._executor is not None:
             loss = self._executor.run(step, microbatches)
         with self._stopwatch.time(Activity.TRANSFER):
-            sum_tied(self._holdings.trainable(), self._tied, self._peers)
+            self._complete_gradients()
         self._update()
         spent = self._stopwatch.reset()
         report = StageReport(
@@ -223,8 +185,22 @@ class _Worker:
             memory_bytes=torch.cuda.max_memory_allocated() if self._peers.device.type == "cuda" else 0,
         )
         self._channel.send(
-            {"type": "stepped", "step": step, "loss": float(loss), "end_s": time.monotonic(), "report": asdict(report)}
+            {
+                "type": "stepped",
+                "step": step,
+                "loss": float(loss),
+                "end_s": time.monotonic(),
+                "report": asdict(report),
+            }
         )
+
+    def _complete_gradients(self) -> None:
+        untouched = self._executor.untouched if self._executor is not None else frozenset[str]()
+        tied = {name: ranks for name, ranks in self._tied.items() if name not in untouched}
+        sum_tied(self._holdings.trainable(), tied, self._peers)
+        for name, parameter in self._holdings.trainable().items():
+            if name in untouched:
+                parameter.grad = None
 
     def _update(self) -> None:
         trainable = self._holdings.trainable()
@@ -243,7 +219,7 @@ class _Worker:
     def _prepare(self, message: Message) -> None:
         """Compiles the next plan's stage beside the steps that still run under this one."""
         plan: PartitionPlan = pickle.loads(message.frames[0])  # noqa: S301
-        preparation = _Preparation(plan)
+        preparation = Preparation(plan)
         self._prepared[message.header["plan"]] = preparation
         preparation.begin(self._assignment, self._plan, self._device.name, self._peers.device)
 
@@ -253,12 +229,22 @@ class _Worker:
         self._peers.barrier()  # the pause begins when the last worker has finished the step before
         start_s = time.monotonic()
         moved_bytes = migrate(
-            self._holdings, self._peers, self._assignment.ranks, self._plan, preparation.plan, preparation.landing
+            self._holdings,
+            self._peers,
+            self._assignment.ranks,
+            self._plan,
+            preparation.plan,
+            preparation.landing,
         )
         self._take_over(preparation.plan, compiled)
         pause_s = time.monotonic() - start_s
         self._channel.send(
-            {"type": "switched", "plan": message.header["plan"], "pause_s": pause_s, "moved_bytes": moved_bytes}
+            {
+                "type": "switched",
+                "plan": message.header["plan"],
+                "pause_s": pause_s,
+                "moved_bytes": moved_bytes,
+            }
         )
 
     def _checkpoint(self, message: Message) -> None:
@@ -276,7 +262,11 @@ class _Worker:
             self._channel.send({"type": "checkpointed", "step": header["step"], "error": str(error)})
             return
         groups = [
-            {k: v for k, v in group.items() if k != "params" and isinstance(v, (int, float, bool, list, tuple))}
+            {
+                k: v
+                for k, v in group.items()
+                if k != "params" and isinstance(v, (int, float, bool, list, tuple))
+            }
             for group in self._holdings.optimizer.optimizer.param_groups
         ]
         schedule = self._scheduler.state_dict() if self._scheduler is not None else None
@@ -287,82 +277,12 @@ class _Worker:
 
     def _owned_persistent(self) -> list[str]:
         buffers = self._graph.buffers
-        return [n for n in self._holdings.tensors if n in self._owned and (n not in buffers or buffers[n].persistent)]
+        return [
+            n
+            for n in self._holdings.tensors
+            if n in self._owned and (n not in buffers or buffers[n].persistent)
+        ]
 
-    def _gather(self, message: Message) -> None:
+    def _gather(self, _: Message) -> None:
         meta, frames = pack({name: self._holdings.tensors[name] for name in self._owned_persistent()})
         self._channel.send({"type": "gathered", "tensors": meta}, frames).wait()
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """Stands for a tensor of the batch that travels as a frame of its own."""
-
-    name: str
-
-
-def encode_batch(inputs: Mapping[str, torch.Tensor], batch: Any) -> tuple[list[dict[str, Any]], list[Any]]:
-    """Header part and frames of a batch for a worker; ``batch`` None where no loss is computed."""
-    tensors = dict(inputs)
-
-    def leave_out(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        name = f"batch:{len(tensors)}"
-        tensors[name] = leaf
-        return _Sent(name)
-
-    structure = pytree.tree_map(leave_out, batch)
-    meta, frames = pack(tensors)
-    return meta, [pickle.dumps(structure), *frames]
-
-
-def _invented(graph: ModelGraph) -> dict[str, torch.Tensor]:
-    """Parameters to time operators with: their values do not matter, but zeros and denormals would."""
-    return {
-        p.name: torch.empty(p.shape, dtype=getattr(torch, p.dtype)).normal_(0.0, 0.02)
-        for p in graph.parameters.values()
-    }
-
-
-def _compile(assignment: Assignment, plan: PartitionPlan, device: str, place: torch.device) -> CompiledStage | None:
-    """The stage of ``plan`` that runs on ``device``; None if it is idle."""
-    for index, stage in enumerate(plan.stages):
-        if stage.device == device:
-            captured = assignment.captured
-            return compile_stage(captured.graph, plan, index, place, captured.modules)
-    return None
-
-
-class _Preparation:
-    """A plan whose stage is being compiled by another thread, which also makes room for what will arrive."""
-
-    def __init__(self, plan: PartitionPlan) -> None:
-        self.plan = plan
-        self.landing = Landing()
-        self._compiled: CompiledStage | None = None
-        self._error: Exception | None = None
-        self._thread: threading.Thread
-
-    def begin(self, assignment: Assignment, current: PartitionPlan, device: str, place: torch.device) -> None:
-        graph, copies = assignment.captured.graph, 1 + round(assignment.optimizer.state_ratio)
-
-        def compile_it() -> None:
-            try:
-                self._compiled = _compile(assignment, self.plan, device, place)
-                self.landing.prepare(
-                    [graph.parameters[m.name] for m in moves(graph, current, self.plan) if m.target == device and m.name in graph.parameters],
-                    copies,
-                    place,
-                )
-            except Exception as error:  # raised again where the plan is switched to
-                self._error = error
-
-        self._thread = threading.Thread(target=compile_it)
-        self._thread.start()
-
-    def result(self) -> CompiledStage | None:
-        self._thread.join()
-        if self._error is not None:
-            raise self._error
-        return self._compiled
