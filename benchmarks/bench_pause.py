@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from forced import cut_plan, forced_run
+from forced import cut_plan, forced_run, template_of
 from table import environment, write_table
 from workloads import gpt_task, parameters
 
@@ -108,7 +108,7 @@ def _checkpoint_and_restart(run, task, cluster, folder: Path, plan) -> float:
     checkpoint = Checkpoint(checkpoint_path(folder / "checkpoints", step))
     start_s = time.perf_counter()
     with TrainingEngine(cluster, folder / "again") as engine:
-        engine.set_up(task, run.captured, run.template)
+        engine.set_up(task, run.captured, template_of(task, run.captured))
         engine.start(plan, checkpoint)
         restarted_s = time.perf_counter() - start_s
         engine.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -14,8 +14,9 @@ from forescale.control.preparation import capture_task
 from forescale.core.cluster import Cluster
 from forescale.engine.messages import Event, Repartition, Repartitioned, StepFinished
 from forescale.engine.train.engine import TrainingEngine
-from forescale.engine.train.optimizer import optimizer_template
+from forescale.engine.train.optimizer import OptimizerTemplate, optimizer_template
 from forescale.engine.train.shards import Checkpoint
+from forescale.graph.capture import CapturedModel
 from forescale.graph.model import ModelGraph
 from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage, StagePrediction
 
@@ -54,14 +55,11 @@ class Outcome:
 class ForcedRun:
     """An engine that is set up for a task, and takes plans by hand."""
 
-    def __init__(self, task: fs.TrainingTask, engine: TrainingEngine, batches: list[Any]) -> None:
-        self.engine, self.outcome = engine, Outcome()
+    def __init__(self, engine: TrainingEngine, captured: CapturedModel, batches: Iterable[Any]) -> None:
+        self.engine, self.captured, self.graph = engine, captured, captured.graph
+        self.outcome = Outcome()
         self._batches = iter(batches)
         self._next = 0
-        self.captured, _ = capture_task(task, batches[0])
-        self.graph, state = self.captured.graph, self.captured.state
-        self.template = optimizer_template(task, {name: state[name] for name in self.graph.parameters})
-        engine.set_up(task, self.captured, self.template)
 
     def start(self, plan: PartitionPlan, checkpoint: Checkpoint | None = None) -> None:
         self.engine.start(plan, checkpoint)
@@ -81,8 +79,15 @@ class ForcedRun:
 
 
 @contextmanager
-def forced_run(task: fs.TrainingTask, cluster: Cluster, directory: Path):
+def forced_run(task: fs.TrainingTask, cluster: Cluster, directory: Path) -> Generator[ForcedRun]:
     """Context of a :class:`ForcedRun`; the task's batches are read into memory."""
+    batches = list(task.batches)
     with TrainingEngine(cluster, directory) as engine:
-        yield ForcedRun(task, engine, list(task.batches))
+        captured, _ = capture_task(task, batches[0])
+        engine.set_up(task, captured, template_of(task, captured))
+        yield ForcedRun(engine, captured, batches)
         engine.close()
+
+
+def template_of(task: fs.TrainingTask, captured: CapturedModel) -> OptimizerTemplate:
+    return optimizer_template(task, {name: captured.state[name] for name in captured.graph.parameters})

@@ -45,6 +45,7 @@ class Noise:
 class SimulatedRun:
     """What happened: the record, and what the tests ask about it."""
 
+    config: ControlConfig
     records: list[Record]
     decisions: list[Decision] = field(default_factory=list)
     step_s: list[float] = field(default_factory=list)
@@ -84,7 +85,7 @@ def train(
     planner = Planner(costs or ChainCosts())
     config = ControlConfig(policy=policy, planner=planner)
     plan = first_plan or planner.best(batch(lengths(0)), {})
-    run = SimulatedRun(records=[Header(policy=policy, run={})])
+    run = SimulatedRun(config=config, records=[Header(policy=policy, run={})])
     pending: Repartition | None = None
 
     def tell(event: Event) -> None:
@@ -142,6 +143,10 @@ def _step(
     factors = [noise() for _ in plan.stages]
     compute_s = planner.compute_s(plan, binding, speeds)
     observed_s = [time_s * factor for time_s, factor in zip(compute_s, factors, strict=True)]
+    reports = {
+        stage.device: _report(stage.device, time_s, predicted.memory_bytes)
+        for stage, time_s, predicted in zip(plan.stages, observed_s, true.stages, strict=True)
+    }
     return StepFinished(
         step=step,
         step_s=true.step_s * max(factors),
@@ -150,8 +155,8 @@ def _step(
         rows=binding["rows"],
         tokens=binding["rows"] * binding["length"],
         stages=tuple(
-            _report(stage.device, time_s, predicted.memory_bytes)
-            for stage, time_s, predicted in zip(plan.stages, observed_s, true.stages, strict=True)
+            reports.get(device.name) or _report(device.name, 0.0, 0)  # idle workers report, too
+            for device in planner.cluster(binding).devices
         ),
         predicted_s=true.step_s,
     )

@@ -20,7 +20,7 @@ TEXT = torch.randint(len(ALPHABET), (20_000,), generator=torch.Generator().manua
 @pytest.mark.skipif(len(allowed_cores()) < 2, reason="one core: both devices slow down together")
 def test_a_competing_process_leads_to_another_plan_and_does_not_stay(tmp_path: Path) -> None:
     cluster = find_cluster([f"cpu:{core}" for core in allowed_cores()[:2]])
-    course = Course.of(LEAST_STEPS)
+    course = Course(steps=60, slow_from=12, long_from=54)
     competitors: set[int] = set()
     devices: list[str] = []
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
-import typer.main
+import typer
+from typer.core import TyperGroup
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -88,7 +88,7 @@ def test_commands_exist() -> None:
     from forescale.cli.main import app  # noqa: PLC0415 - only this test needs the command line
 
     group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
+    assert isinstance(group, TyperGroup)
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     faults: list[str] = []
     for page in PAGES:
@@ -99,31 +99,31 @@ def test_commands_exist() -> None:
     assert faults == []
 
 
-def command_faults(words: list[str], group: click.Group, targets: set[str]) -> list[str]:
+def command_faults(words: list[str], group: TyperGroup, targets: set[str]) -> list[str]:
     """What of a documented command line does not exist; programs that are not ours have no faults."""
     program, *rest = words
     if program == "make":
         return [f"no target {word}" for word in rest if "=" not in word and word not in targets]
     if program != "forescale" or not rest:
         return []
-    if rest[0].startswith("-"):
-        command: click.Command = group
-    elif rest[0] in group.commands:
-        command = group.commands[rest[0]]
-    else:
+    command = group if rest[0].startswith("-") else group.commands.get(rest[0])
+    if command is None:
         return [f"no command {rest[0]}"]
     known = {"--help"} | {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
     return [f"no option {w}" for w in rest if w.startswith("-") and w.split("=")[0] not in known]
 
 
 def test_wrong_documentation_is_noticed() -> None:
-    @click.group()
-    def group() -> None: ...
+    app = typer.Typer()
 
-    @group.command()
-    @click.option("--devices")
-    def plan(devices: str) -> None: ...
+    @app.callback()
+    def main() -> None: ...
 
+    @app.command()
+    def plan(file: str, devices: int = 1) -> None: ...
+
+    group = typer.main.get_command(app)
+    assert isinstance(group, TyperGroup)
     assert command_faults(["forescale", "plan", "f.py", "--devices", "2"], group, set()) == []
     assert command_faults(["forescale", "plan", "--svg"], group, set()) == ["no option --svg"]
     assert command_faults(["forescale", "fly"], group, set()) == ["no command fly"]

@@ -25,7 +25,10 @@ from forescale.graph.capture import capture
 from forescale.graph.model import ModelGraph
 from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage, StagePrediction
 
-DEVICES = 3
+THREE_CPUS = Cluster(
+    devices=tuple(Device(name=f"cpu{i}", kind=DeviceKind.CPU, memory_bytes=1 << 32) for i in range(3)),
+    default_link=Link(bandwidth_bytes_per_s=1e9, latency_s=1e-4),
+)
 _NO_COST = StagePrediction(
     forward_s=0.0, backward_s=0.0, transfer_s=0.0, optimizer_s=0.0, busy_s=0.0, memory_bytes=0
 )
@@ -48,12 +51,12 @@ class Cuts:
     recompute: bool = False
     devices: tuple[int, ...] | None = None
 
-    def plan(self, graph: ModelGraph) -> PartitionPlan:
+    def plan(self, graph: ModelGraph, kind: DeviceKind = DeviceKind.CPU) -> PartitionPlan:
         stage_of = self._stages(graph)
         devices = self.devices or tuple(range(len(self.at) + 1))
         stages = tuple(
             Stage(
-                device=f"cpu{device}",
+                device=f"{kind}{device}",
                 operators=tuple(i for i, s in enumerate(stage_of) if s == number),
                 recompute=self.recompute,
             )
@@ -90,12 +93,16 @@ class Trained:
 
     losses: list[float]
     state: Mapping[str, torch.Tensor]
+    steps: tuple[StepFinished, ...] = ()
     repartitions: tuple[Repartitioned, ...] = ()
     checkpoint: Path | None = None
 
 
 def plain(task: TrainingTask, steps: int, microbatches: int | Callable[[int], int]) -> Trained:
-    """The task in the loop everybody writes: microbatches one after the other, gradients accumulated."""
+    """The task in the loop everybody writes: microbatches one after the other, gradients accumulated.
+
+    It runs where the task's model and batches lie.
+    """
     factory = task.optimizer
     if isinstance(factory, Optimizer):
         model, optimizer = copy.deepcopy((task.model, factory))
@@ -126,7 +133,8 @@ def _accumulate(task: TrainingTask, batch: Any, microbatches: int) -> float:
     total = 0.0
     for piece, weight in zip(pieces, weights, strict=True):
         args, kwargs = task.call(piece)
-        casting = torch.autocast("cpu", task.autocast) if task.autocast else nullcontext()
+        kind = next(task.model.parameters()).device.type
+        casting = torch.autocast(kind, task.autocast) if task.autocast else nullcontext()
         with casting:
             loss = task.loss(task.model(*args, **kwargs), piece)
         loss = loss * (weight / sum(weights))
@@ -140,18 +148,19 @@ class _ReusedEngine(TrainingEngine):
 
     _greeted = False
 
-    def _await(self, kind: str, limit_s: float | None) -> dict[str, Message]:
+    def _answers(self, kind: str, limit_s: float | None = None) -> dict[str, Message]:
         if kind == "ready" and self._greeted:
             return {}
         self._greeted = True
-        return super()._await(kind, limit_s)
+        return super()._answers(kind, limit_s)
 
 
 class Workers:
-    """Workers on three devices; they are started anew only after a run that failed."""
+    """Workers on every device of a cluster; they are started anew only after a run that failed."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, cluster: Cluster = THREE_CPUS) -> None:
         self._directory = directory
+        self._cluster = cluster
         self._stack = ExitStack()
         self._engine: TrainingEngine | None = None
         self._runs = 0
@@ -189,13 +198,7 @@ class Workers:
 
     def _started(self) -> TrainingEngine:
         if self._engine is None:
-            cluster = Cluster(
-                devices=tuple(
-                    Device(name=f"cpu{i}", kind=DeviceKind.CPU, memory_bytes=1 << 32) for i in range(DEVICES)
-                ),
-                default_link=Link(bandwidth_bytes_per_s=1e9, latency_s=1e-4),
-            )
-            self._engine = self._stack.enter_context(_ReusedEngine(cluster, self._directory))
+            self._engine = self._stack.enter_context(_ReusedEngine(self._cluster, self._directory))
         return self._engine
 
     def _run(
@@ -210,15 +213,18 @@ class Workers:
         batches = list(task.batches)
         args, kwargs = task.call(batches[0])
         captured = capture(task.model, args, kwargs, task.autocast)
-        parameters = {n: p for n in captured.graph.parameters if isinstance(p := captured.state[n], nn.Parameter)}
+        parameters = {
+            n: p for n in captured.graph.parameters if isinstance(p := captured.state[n], nn.Parameter)
+        }
         engine.set_up(task, captured, optimizer_template(task, parameters))
+        kind = self._cluster.devices[0].kind
         saved = Checkpoint(resume) if resume else None
         first = int(saved.trainer["step"]) if saved else 0
-        engine.start(cuts[0].plan(captured.graph), saved)
+        engine.start(cuts[0].plan(captured.graph, kind), saved)
         collected = _Collected(engine)
         for step in range(first, steps):
             if step in cuts and step > first:
-                plan = cuts[step].plan(captured.graph)
+                plan = cuts[step].plan(captured.graph, kind)
                 engine.execute(Repartition(plan=plan, reason="forced", before_step=step))
             engine.submit(step, batches[step], lambda _: 0.0)
             if step + 1 == checkpoint_at:
@@ -226,7 +232,8 @@ class Workers:
             collected.until(in_flight=1)
         collected.until(in_flight=0)
         return Trained(
-            losses=collected.losses,
+            losses=[step.loss for step in collected.steps],
+            steps=tuple(collected.steps),
             state=engine.gather(),
             repartitions=tuple(collected.repartitions),
             checkpoint=collected.checkpoint,
@@ -238,15 +245,15 @@ class _Collected:
 
     def __init__(self, engine: TrainingEngine) -> None:
         self._engine = engine
-        self.losses: list[float] = []
+        self.steps: list[StepFinished] = []
         self.repartitions: list[Repartitioned] = []
         self.checkpoint: Path | None = None
 
     def until(self, in_flight: int) -> None:
         while self._engine.in_flight > in_flight or (in_flight == 0 and self._engine.busy):
             match self._engine.next_event():
-                case StepFinished(loss=loss):
-                    self.losses.append(loss)
+                case StepFinished() as event:
+                    self.steps.append(event)
                 case Repartitioned() as event:
                     self.repartitions.append(event)
                 case CheckpointWritten(path=path):

@@ -66,6 +66,16 @@ def test_recovered_device_is_used_again() -> None:
     assert run.state.speeds["cpu1"] == pytest.approx(1.0, abs=0.05)
 
 
+def test_device_that_was_dropped_and_recovers_is_used_again() -> None:
+    run = train(300, speeds=lambda s: {"cpu1": 0.1} if 50 <= s < 150 else {}, noise=NOISY)
+    assert sizes(run)[0] == [24]
+    assert 150 < run.repartitions[1].step <= 165
+    assert len(run.repartitions) == 2
+    assert run.state.plan is not None
+    quickest_s = Planner(ChainCosts()).best(batch(128), {}).prediction.step_s
+    assert run.state.plan.prediction.step_s == pytest.approx(quickest_s, rel=0.03)
+
+
 def test_device_that_was_dropped_is_tried_again_ever_more_seldom() -> None:
     run = train(3400, speeds=lambda s: {"cpu1": 0.1} if 50 <= s < 2000 else {}, noise=NOISY)
     tried = [d.step for d in run.decisions if "tried again" in d.reason]

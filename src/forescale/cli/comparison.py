@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -53,5 +54,5 @@ def saved_s(run: TrainingReport, other: TrainingReport) -> tuple[float, ...]:
             for step in run.steps
             if first <= step.step < end and step.step in other_s
         )
-        for first, end in zip(bounds, bounds[1:], strict=False)
+        for first, end in pairwise(bounds)
     )

@@ -34,7 +34,7 @@ Steps = Annotated[
     int | None, typer.Option(metavar="N", help="Steps of each run. Default: what two minutes allow.")
 ]
 
-_TRAINING_BUDGET_S = 150.0
+_TRAINING_BUDGET_S = 130.0
 """For both runs, their preparation included."""
 _LEAST_TRAINING_S = 60.0
 _SHOWN_MODULES = 6
@@ -59,7 +59,10 @@ def demo(out: Out = Path("demo-output"), steps: Steps = None, json: options.Json
         from forescale.cli.run_report import write_report
 
         write_report(
-            out / "report.html", runs, title="Forescale demo: one device slows down", phases=scene.course.phases
+            out / "report.html",
+            runs,
+            title="Forescale demo: one device slows down",
+            phases=scene.course.phases,
         )
     if json:
         print_json(_as_json(scene, runs, out))
@@ -91,7 +94,7 @@ def _set_up(shown: Console, steps: int | None, out: Path, say: Any) -> _Scene:
     if steps is not None and steps < LEAST_STEPS:
         raise InvalidInput(f"--steps is {steps}; below {LEAST_STEPS} there is nothing to see")
     text, folder = source_text()
-    shown.print(f"Text: {len(text):,} characters of the Python standard library, from {folder}")
+    shown.print(f"Text: {len(text):,} characters of the Python standard library, from {folder}", markup=False)
     shape, encoded = Shape(), encode(text)
     cores = allowed_cores()
     # One core each, however many there are: so the demo is the same everywhere, and a core is quickly taken.
@@ -120,8 +123,8 @@ def _train_both(shown: Console, scene: _Scene, out: Path) -> dict[str, TrainingR
 
     course = scene.course
     shown.print(
-        f"\nTwo runs of {course.steps} steps. Before step {course.slow_from} another process begins to take CPU "
-        f"time from {scene.cluster.devices[-1].name}; from step {course.long_from} on sequences are twice as long."
+        f"\nTwo runs of {course.steps} steps. From step {course.slow_from} on, another process takes CPU "
+        f"time from {scene.cluster.devices[-1].name}; from step {course.long_from} on, sequences are doubled."
     )
     done: ContestedRun | None = None
     runs: dict[str, TrainingReport] = {}
@@ -130,7 +133,8 @@ def _train_both(shown: Console, scene: _Scene, out: Path) -> dict[str, TrainingR
         with TrainingView(course.steps) as view:
 
             def tell(number: int, device: str) -> None:
-                print(f"{number} other process(es) now compete for {device}", file=sys.stderr)
+                others = "another process competes" if number == 1 else f"{number} other processes compete"
+                print(f"{others} for {device}", file=sys.stderr)
 
             done = train_contested(
                 demo_task(scene.text, scene.shape, long_from=course.long_from),
@@ -200,7 +204,8 @@ def _show_plan(shown: Console, scene: _Scene, path: Path) -> None:
     shown.print(stages)
     shown.print(
         f"Predicted: {seconds(plan.prediction.step_s)} a step, with {plan.microbatches} microbatches "
-        f"({plan.schedule}). Drawn in {path}."
+        f"({plan.schedule}). Drawn in {path}.",
+        markup=False,
     )
 
 
@@ -222,14 +227,18 @@ def _show_outcome(shown: Console, scene: _Scene, runs: dict[str, TrainingReport]
     changes = table("Repartitions", ">before step", ">pause", ">moved", ">saved", "reason")
     for change, gain_s in zip(adaptive.repartitions, saved_s(adaptive, fixed), strict=True):
         changes.add_row(
-            str(change.step), seconds(change.pause_s), size(change.moved_bytes), f"{gain_s:+.1f} s", change.reason
+            str(change.step),
+            seconds(change.pause_s),
+            size(change.moved_bytes),
+            f"{gain_s:+.1f} s",
+            change.reason,
         )
     if adaptive.repartitions:
         shown.print(changes)
         shown.print("Saved: against the fixed plan over the same steps, until the next repartition.")
     else:
         shown.print("The plan was never changed: nothing was predicted to be worth it.")
-    shown.print(f"\nReport: {out / 'report.html'}\nPlan:   {out / 'plan.svg'}")
+    shown.print(f"\nReport: {out / 'report.html'}\nPlan:   {out / 'plan.svg'}", markup=False)
 
 
 def _as_json(scene: _Scene, runs: dict[str, TrainingReport], out: Path) -> dict[str, Any]:

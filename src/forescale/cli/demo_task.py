@@ -58,7 +58,10 @@ class Convolution(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention whose heads share one key and value (Shazeer, *Fast Transformer Decoding*, 2019)."""
+    """Causal self-attention whose heads share one key and value.
+
+    Shazeer, *Fast Transformer Decoding: One Write-Head is All You Need*, 2019.
+    """
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -97,7 +100,9 @@ class CharacterGpt(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(2 * shape.length, channels))
         self.convolutions = nn.Sequential(
             *(
-                nn.Sequential(Residual(channels, Convolution(channels)), Residual(channels, feed_forward(channels)))
+                nn.Sequential(
+                    Residual(channels, Convolution(channels)), Residual(channels, feed_forward(channels))
+                )
                 for _ in range(shape.convolutions)
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -24,14 +24,15 @@ _VARIABLES = {
     "#020202": "--muted",
     "#030303": "--line",
     "#040404": "--band",
+    "#040405": "--card",
     "#050501": "--series-1",
     "#050502": "--series-2",
     "#050503": "--series-3",
     "#050504": "--series-4",
 }
-_INK, _MUTED, _LINE, _BAND, *_SERIES = _VARIABLES
+_INK, _MUTED, _LINE, _BAND, _CARD, *_SERIES = _VARIABLES
 _STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
     "font.family": "sans-serif",
@@ -158,6 +159,7 @@ def _shade(axes: Axes, phases: Sequence[Phase]) -> None:
             ha="center",
             color=_MUTED,
             fontsize=9,
+            bbox={"facecolor": _CARD, "edgecolor": "none", "alpha": 0.75, "pad": 1.5},
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from forescale.cli.comparison import Phase, final_loss, saved_s, tokens_per_s, total_s
 from forescale.cli.units import seconds, si, size
+from forescale.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from forescale.control.report import TrainingReport
@@ -32,7 +33,12 @@ def write_report(
         runs: label -> run, at least one. Gains of repartitions are counted against the first run that
             never changed its plan, if there is one.
         phases: stretches of the runs to be told apart.
+
+    Raises:
+        InvalidInput: a run has no steps.
     """
+    if not all(run.steps for run in runs.values()):
+        raise InvalidInput("there is nothing to report: the run has no steps")
     sections = (
         _section("Summary", _summary(runs, phases)),
         *_plots(runs, phases),
@@ -72,44 +78,45 @@ def _figure(content_html: str, caption: str) -> str:
     )
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Columns whose name begins with ``>`` hold figures and are aligned to the right; ``=``: long text."""
-    kinds = [{">": ' class="figure"', "=": ' class="text"'}.get(name[:1], "") for name in columns]
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequence[str] = ()) -> str:
+    """Columns whose name begins with ``>`` hold figures and are aligned to the right.
+
+    Args:
+        notes: a text for every row, shown below it.
+    """
+    kinds = [' class="figure"' if name.startswith(">") else "" for name in columns]
     head = "".join(
-        f"<th{kind}>{escape(name.lstrip('>='))}</th>" for name, kind in zip(columns, kinds, strict=True)
+        f"<th{kind}>{escape(name.removeprefix('>'))}</th>" for name, kind in zip(columns, kinds, strict=True)
     )
-    body = "".join(
-        f"<tr>{''.join(f'<td{k}>{escape(cell)}</td>' for cell, k in zip(row, kinds, strict=True))}</tr>"
+    body = [
+        f"<tr>{''.join(f'<td{kind}>{escape(cell)}</td>' for cell, kind in zip(row, kinds, strict=True))}</tr>"
         for row in rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    ]
+    for number, note in enumerate(notes):
+        body[number] += f'<tr class="note"><td colspan="{len(columns)}">{escape(note)}</td></tr>'
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
 
 
 # --- sections ----------------------------------------------------------------------------------------
 
 
 def _summary(runs: Runs, phases: Sequence[Phase]) -> str:
-    columns = ["run", ">steps", ">total time", ">tokens/s"]
-    columns += [f">tokens/s, {phase.name}" for phase in phases]
-    columns += [">final loss", ">repartitions", ">paused", ">deciding"]
-    rows = [
-        [
-            label,
-            str(len(run.steps)),
-            seconds(total_s(run.steps)),
-            f"{tokens_per_s(run.steps):,.0f}",
-            *(f"{tokens_per_s(phase.of(run)):,.0f}" for phase in phases),
-            f"{final_loss(run):.4f}",
-            str(len(run.repartitions)),
-            seconds(sum(change.pause_s for change in run.repartitions)),
-            seconds(run.overhead_s),
-        ]
-        for label, run in runs.items()
+    every = list(runs.values())
+    rows: list[list[str]] = [
+        ["steps", *(str(len(run.steps)) for run in every)],
+        ["total time", *(seconds(total_s(run.steps)) for run in every)],
+        ["tokens/s", *(f"{tokens_per_s(run.steps):,.0f}" for run in every)],
+        *(
+            [f"tokens/s, {phase.name}", *(f"{tokens_per_s(phase.of(run)):,.0f}" for run in every)]
+            for phase in phases
+        ),
+        ["loss, mean of the last 8 steps", *(f"{final_loss(run):.4f}" for run in every)],
+        ["repartitions", *(str(len(run.repartitions)) for run in every)],
+        ["paused for them", *(seconds(sum(change.pause_s for change in run.repartitions)) for run in every)],
+        ["coordinator's time for decisions", *(seconds(run.overhead_s) for run in every)],
     ]
-    return _table(columns, rows) + _paragraph(
-        "The final loss is the mean of the last eight. Paused: the workers' time that repartitions took. "
-        "Deciding: the coordinator's time spent on watching and planning, while the workers computed."
-    )
+    return _table(["", *(f">{label}" for label in runs)], rows)
 
 
 def _plots(runs: Runs, phases: Sequence[Phase]) -> list[str]:
@@ -135,28 +142,28 @@ def _plots(runs: Runs, phases: Sequence[Phase]) -> list[str]:
 
 
 def _repartitions(runs: Runs) -> str:
-    columns = ["run", ">no.", ">before step", "=reason", ">pause", ">moved", "operators per stage"]
+    columns = ["run", ">no.", ">before step", ">pause", ">moved", ">operators per stage"]
     baseline = unchanging(runs)
-    if baseline is not None:
-        columns.append(">saved until the next")
     rows: list[list[str]] = []
+    reasons: list[str] = []
     for label, run in runs.items():
         saved = saved_s(run, baseline) if baseline is not None else ()
         for number, change in enumerate(run.repartitions):
-            row = [label, str(number + 1), *_repartition_cells(change)]
-            rows.append([*row, f"{saved[number]:+.1f} s"] if baseline is not None else row)
+            gain = [f"{saved[number]:+.1f} s"] if baseline is not None else []
+            rows.append([label, str(number + 1), *_repartition_cells(change), *gain])
+            reasons.append(change.reason)
     if not rows:
         return _paragraph("The plan was never changed.")
-    note = _paragraph(
-        "Saved: by how much the run was faster over the same steps than the one that kept its plan."
+    if baseline is None:
+        return _table(columns, rows, reasons)
+    return _table([*columns, ">saved"], rows, reasons) + _paragraph(
+        "Saved: by how much the run was faster than the one that kept its plan, until the next repartition."
     )
-    return _table(columns, rows) + (note if baseline is not None else "")
 
 
 def _repartition_cells(change: Repartitioned) -> list[str]:
     return [
         str(change.step),
-        change.reason,
         seconds(change.pause_s),
         size(change.moved_bytes),
         f"{_operators(change.before)} → {_operators(change.after)}",

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from forescale.control.choice import alike, asked_gain, fits, moved, shape, weigh
 from forescale.control.state import ControlConfig, ControlState, Decision, Trigger
+from forescale.control.utilisation import with_expected_use
 from forescale.core.errors import InfeasiblePlan
 from forescale.engine.messages import Binding, Command, Repartition, Stop
 from forescale.plan.partition_plan import PartitionPlan
@@ -148,6 +149,8 @@ def _contiguous(state: ControlState) -> list[int]:
 
 
 def _decided(state: ControlState, command: Repartition | Stop, trigger: Trigger) -> Reaction:
+    pending = state.pending
+    if isinstance(command, Repartition):
+        command = pending = replace(command, reason=with_expected_use(command.reason, state))
     decision = Decision(step=state.next_step, trigger=trigger, acted=True, reason=command.reason)
-    pending = command if isinstance(command, Repartition) else state.pending
     return replace(state, decision=decision, pending=pending), (command,)

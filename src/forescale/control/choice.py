@@ -11,7 +11,6 @@ from forescale.control.policy import Policy
 from forescale.control.state import ControlConfig, ControlState
 from forescale.core.errors import InfeasiblePlan
 from forescale.engine.messages import Binding
-from forescale.plan.moves import move_bytes
 from forescale.plan.partition_plan import PartitionPlan
 
 _CLASS_RATIO = 1.15
@@ -62,8 +61,8 @@ def weigh(
     Memory is not looked at, see :func:`fits`.
 
     Returns:
-        The state with the candidate remembered; None when the plan in force is the best, or the
-        candidate's batch fits nowhere.
+        The state with the candidate remembered; None when no other plan is faster, or the candidate's
+        batch fits nowhere.
     """
     assert state.plan is not None
     before, planner, speeds = state.plan, config.planner, state.speeds
@@ -75,15 +74,15 @@ def weigh(
     if plan is None or same_split(plan, before):
         return state, None
     then_s = sum(planner.prediction(plan, binding, speeds).step_s for binding in bindings) / len(times)
-    sending_s = planner.move_s(bindings[typical], before, plan)
-    problem = planner.problem(bindings[typical], {})
+    if then_s >= now_s:
+        return state, None
     overhead_s = config.policy.move_fixed_s if state.move_overhead_s is None else state.move_overhead_s
     return state, Choice(
         plan=plan,
         now_s=now_s,
         then_s=then_s,
-        move_s=overhead_s + sending_s,
-        moved_bytes=move_bytes(problem.graph, before, plan, problem.optimizer_state_ratio),
+        move_s=overhead_s + planner.move_s(bindings[typical], before, plan),
+        moved_bytes=planner.moved_bytes(bindings[typical], before, plan),
     )
 
 

@@ -28,20 +28,20 @@ class ProfiledCosts:
     rows_symbol: str | None
     rows: int
     microbatches: tuple[int, ...]
-    step_overhead_s: float = 0.0
+    clips_norm: bool
 
     def problem(self, binding: Mapping[str, int], speeds: Mapping[str, float]) -> PartitionProblem:
         """The question for batches with these symbols, with devices at these speeds."""
         devices = tuple(replace(d, speed=speeds.get(d.name, d.speed)) for d in self.cluster.devices)
         rows = binding[self.rows_symbol] if self.rows_symbol else self.rows
-        counts = tuple(count for count in self.microbatches if count <= rows) or (1,)
+        counts = tuple(count for count in self.microbatches if count <= rows and self.rows_symbol) or (1,)
         return PartitionProblem(
             graph=self.profile.graph,
             cluster=replace(self.cluster, devices=devices),
             costs={count: self._costs(binding, rows, count, devices) for count in counts},
             optimizer_s_per_byte_D=self.profile.optimizer_s_per_byte(devices),
             optimizer_state_ratio=self.profile.optimizer_state_ratio,
-            step_overhead_s=self.step_overhead_s,
+            clips_norm=self.clips_norm,
         )
 
     def _costs(
@@ -66,7 +66,7 @@ class ProfiledCosts:
             "rows_symbol": self.rows_symbol,
             "rows": self.rows,
             "microbatches": list(self.microbatches),
-            "step_overhead_s": self.step_overhead_s,
+            "clips_norm": self.clips_norm,
         }
 
     @classmethod
@@ -87,5 +87,5 @@ class ProfiledCosts:
             rows_symbol=value["rows_symbol"],
             rows=value["rows"],
             microbatches=tuple(value["microbatches"]),
-            step_overhead_s=value["step_overhead_s"],
+            clips_norm=value["clips_norm"],
         )

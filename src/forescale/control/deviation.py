@@ -16,6 +16,7 @@ from statistics import median
 from forescale.control.choice import Choice, asked_gain, fits, moved, weigh
 from forescale.control.policy import Policy
 from forescale.control.state import ControlConfig, ControlState, Decision, DeviceWatch, Trigger
+from forescale.control.utilisation import with_expected_use
 from forescale.engine.messages import Binding, Command, Repartition, StepFinished
 from forescale.forecast.forecaster import Forecaster
 from forescale.forecast.level import LevelForecaster
@@ -36,8 +37,8 @@ def watch(state: ControlState, event: StepFinished, config: ControlConfig) -> Co
         profiled_s[stage.device] = profiled_s.get(stage.device, 0.0) + time_s
     observed_s: dict[str, float] = {}
     for report in event.stages:
-        time_s = report.forward_s + report.backward_s
-        observed_s[report.device] = observed_s.get(report.device, 0.0) + time_s
+        if (time_s := report.forward_s + report.backward_s) > 0.0:  # idle devices report, too
+            observed_s[report.device] = observed_s.get(report.device, 0.0) + time_s
     if observed_s.keys() != profiled_s.keys():
         return state  # a step of the plan before: its reports say nothing about this one
     watches = {
@@ -45,7 +46,7 @@ def watch(state: ControlState, event: StepFinished, config: ControlConfig) -> Co
         for device, known in state.watches.items()
     }
     for device, time_s in observed_s.items():
-        if time_s > 0.0 and profiled_s[device] > 0.0:
+        if profiled_s[device] > 0.0:
             known = state.watches.get(device) or _unknown(config.policy)
             watches[device] = _observed(known, log(time_s / profiled_s[device]), config.policy)
     return replace(state, watches=watches)
@@ -200,11 +201,10 @@ def _decided(
     found = choice.sentence(steps) if choice else "the plan in force is still the best that fits"
     if choice is not None and not acted:
         found += f", which is not worth it (asked: {min_gain:.0%} and {policy.move_margin:.0%} over the cost)"
-    decision = Decision(
-        step=state.next_step, trigger=Trigger.DEVIATION, acted=acted, reason=f"{reason}: {found}"
-    )
+    reason = with_expected_use(f"{reason}: {found}", state)
+    decision = Decision(step=state.next_step, trigger=Trigger.DEVIATION, acted=acted, reason=reason)
     if not acted or choice is None:
         return replace(state, decision=decision, stays=min(state.stays + 1, _MAX_STAYS)), ()
-    command = Repartition(plan=choice.plan, reason=decision.reason)
+    command = Repartition(plan=choice.plan, reason=reason)
     state = replace(state, decision=decision, stays=0, pending=command, moved_steps=moved(state, policy))
     return state, (command,)

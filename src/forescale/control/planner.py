@@ -9,7 +9,7 @@ from typing import Protocol
 from forescale.core.cluster import Cluster
 from forescale.core.errors import InfeasiblePlan
 from forescale.engine.messages import Binding
-from forescale.plan.moves import move_s
+from forescale.plan.moves import move_bytes, move_s
 from forescale.plan.partition import partition, predict
 from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage
 from forescale.plan.problem import PartitionProblem
@@ -44,6 +44,7 @@ class Planner:
         self._problem = lru_cache(maxsize=64)(self._new_problem)
         self._predicted = lru_cache(maxsize=8192)(self._new_prediction)
         self._planned = lru_cache(maxsize=256)(self._new_plan)
+        self._moved = lru_cache(maxsize=256)(self._new_move)
 
     def problem(self, binding: Binding, speeds: Speeds) -> PartitionProblem:
         return self._problem(_items(binding), _items(speeds))
@@ -83,7 +84,11 @@ class Planner:
 
     def move_s(self, binding: Binding, before: PartitionPlan, after: PartitionPlan) -> float:
         """Seconds to send what changes hands between two plans."""
-        return move_s(self.problem(binding, {}), before, after)
+        return self._moved(before, after, _items(binding))[0]
+
+    def moved_bytes(self, binding: Binding, before: PartitionPlan, after: PartitionPlan) -> int:
+        """Bytes of what changes hands between two plans."""
+        return self._moved(before, after, _items(binding))[1]
 
     def _new_problem(self, binding: _Items, speeds: _Items) -> PartitionProblem:
         return self._costs.problem({name: int(value) for name, value in binding}, dict(speeds))
@@ -99,6 +104,11 @@ class Planner:
             return partition(self._problem(binding, speeds))
         except InfeasiblePlan as error:
             return error
+
+    def _new_move(self, before: PartitionPlan, after: PartitionPlan, binding: _Items) -> tuple[float, int]:
+        problem = self._problem(binding, ())
+        sent_bytes = move_bytes(problem.graph, before, after, problem.optimizer_state_ratio)
+        return move_s(problem, before, after), sent_bytes
 
 
 def same_split(a: PartitionPlan, b: PartitionPlan) -> bool:

@@ -66,7 +66,7 @@ def prepare(
     progress("measuring devices and links")
     measured = measure_devices(cluster, budget_s=_DEVICES_BUDGET_S)
     progress("timing operators on every device")
-    pieces = _pieces_to_measure(task, looked_at)
+    pieces = _pieces_to_measure(task, looked_at, _MEASURED if _rows_symbol(captured.graph) else (1,))
     answers = [
         engine.profile(piece, budget_s=_BUDGET_S, with_optimizer=index == 0)
         for index, piece in enumerate(pieces)
@@ -78,6 +78,7 @@ def prepare(
         rows_symbol=_rows_symbol(captured.graph),
         rows=batch_rows(args, kwargs),
         microbatches=MICROBATCHES,
+        clips_norm=task.clip_norm is not None,
     )
     return Prepared(costs=costs, batches=chain(looked_at, batches), describe=describe)
 
@@ -126,13 +127,15 @@ def _first_batches(batches: Iterator[Batch]) -> list[Batch]:
     return found
 
 
-def _pieces_to_measure(task: TrainingTask, batches: Sequence[Batch]) -> list[Batch]:
+def _pieces_to_measure(
+    task: TrainingTask, batches: Sequence[Batch], microbatches: Sequence[int]
+) -> list[Batch]:
     """Microbatches of a few sizes, of the smallest and the largest batch in view."""
     by_size = sorted(batches, key=lambda batch: sum(t.numel() for t in flatten_inputs(*task.call(batch))))
     pieces: dict[tuple[tuple[int, ...], ...], Batch] = {}
     for batch in (by_size[0], by_size[-1]):
         rows = batch_rows(*task.call(batch))
-        for count in _MEASURED:
+        for count in microbatches:
             piece = split_rows(batch, microbatch_rows(rows, count))[0]
             pieces.setdefault(tuple(tuple(t.shape) for t in flatten_inputs(*task.call(piece))), piece)
     return list(pieces.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from forescale.control.log import Header, Record
@@ -10,6 +10,7 @@ from forescale.control.planner import Planner
 from forescale.control.policy import Policy
 from forescale.control.state import ControlConfig, ControlState, Decision
 from forescale.control.training import step
+from forescale.control.utilisation import UseForecast, expected_use
 from forescale.core.errors import InvalidInput
 from forescale.engine.messages import Command, Repartition, Stop
 
@@ -39,12 +40,14 @@ class ReplayReport:
         commands: the commands derived.
         decisions: every question that was decided, with its reason.
         differences: empty when the record is explained exactly.
+        expected_use: by device, what the step after the last was expected to use.
     """
 
     events: int
     commands: tuple[Command, ...]
     decisions: tuple[Decision, ...]
     differences: tuple[Difference, ...]
+    expected_use: Mapping[str, UseForecast]
 
     @property
     def identical(self) -> bool:
@@ -96,5 +99,9 @@ def replay(records: Iterable[Record], planner: Planner, policy: Policy | None = 
     if recorded:
         compare()
     return ReplayReport(
-        events=events, commands=tuple(commands), decisions=tuple(decisions), differences=tuple(differences)
+        events=events,
+        commands=tuple(commands),
+        decisions=tuple(decisions),
+        differences=tuple(differences),
+        expected_use=expected_use(state),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +22,7 @@ from forescale.control.state import ControlConfig, ControlState
 from forescale.control.training import step as control_step
 from forescale.core.clock import SystemClock
 from forescale.core.cluster import Cluster
-from forescale.core.errors import InvalidInput, NonFiniteLoss, RunFailed, WorkerLost
+from forescale.core.errors import CheckpointMismatch, InvalidInput, NonFiniteLoss, RunFailed, WorkerLost
 from forescale.engine.messages import (
     BatchesAhead,
     CheckpointWritten,
@@ -44,13 +44,14 @@ from forescale.profile.devices import find_cluster
 
 # One step runs while the next is queued: no worker ever waits for the coordinator.
 _IN_FLIGHT = 2
+_LOG = "log.jsonl"
 
 
 def train(  # noqa: PLR0913 - the public entry; all but the task are keywords
     task: TrainingTask,
     *,
     steps: int,
-    devices: int | Cluster | None = None,
+    devices: int | Sequence[str] | Cluster | None = None,
     adapt: bool = True,
     directory: str | Path | None = None,
     checkpoint_every: int | None = None,
@@ -67,10 +68,11 @@ def train(  # noqa: PLR0913 - the public entry; all but the task are keywords
 
     Args:
         steps: number of optimiser steps in total, those before a resume included; fewer if the batches end.
-        devices: a number of devices of this machine, a cluster, or None for all there are.
+        devices: a number of devices of this machine, their names (``cuda:0``, ``cpu:0-3``), a cluster, or
+            None for all there are.
         adapt: whether to change the plan while training.
         directory: where the run's log, its workers' output and checkpoints go (default: ``runs/TIME``).
-        checkpoint_every: steps between checkpoints; None for one at the end of an interrupted run only.
+        checkpoint_every: steps between checkpoints, with one at the end; None for one when interrupted only.
         resume: go on from the newest checkpoint in ``directory``.
         plan: run this plan instead of the one found best.
         policy: thresholds of the adaptation.
@@ -87,7 +89,9 @@ def train(  # noqa: PLR0913 - the public entry; all but the task are keywords
     cluster = devices if isinstance(devices, Cluster) else find_cluster(devices)
     started = datetime.fromtimestamp(SystemClock().wall_s(), UTC)
     folder = Path(directory) if directory else Path("runs") / started.strftime("%Y%m%d-%H%M%S")
-    checkpoint = _checkpoint_to_resume(folder) if resume else None
+    checkpoint = _checkpoint_to_resume(folder, task) if resume else None
+    if checkpoint is None and (folder / _LOG).exists():
+        raise InvalidInput(f"{folder} already holds a run; resume it, or choose another directory")
     policy = policy or Policy()
     if not adapt:
         policy = Policy(adapt=False)
@@ -99,7 +103,7 @@ def train(  # noqa: PLR0913 - the public entry; all but the task are keywords
         ahead = stack.enter_context(
             LookAhead(prepared.batches, look_ahead, prepared.describe, first=first_step)
         )
-        log = stack.enter_context(RunLog(folder / "log.jsonl"))
+        log = stack.enter_context(RunLog(folder / _LOG))
         planner = Planner(prepared.costs)
         log.append(encode(Header(policy=policy, run=prepared.costs.to_json())))
         run = _Run(
@@ -118,11 +122,14 @@ def train(  # noqa: PLR0913 - the public entry; all but the task are keywords
     return run.report(prepared.costs, first_plan, state, log.path)
 
 
-def _checkpoint_to_resume(folder: Path) -> Checkpoint:
+def _checkpoint_to_resume(folder: Path, task: TrainingTask) -> Checkpoint:
     path = latest(folder / "checkpoints")
     if path is None:
         raise InvalidInput(f"no complete checkpoint in {folder / 'checkpoints'}; train without resume first")
-    return Checkpoint(path)
+    checkpoint = Checkpoint(path)
+    if (seed := checkpoint.trainer["seed"]) != task.seed:
+        raise CheckpointMismatch(f"{path} was trained with seed {seed}, not {task.seed}; use the same")
+    return checkpoint
 
 
 def _from_step(batches: Iterable[Batch], first_step: int) -> Iterator[Batch]:
@@ -180,7 +187,6 @@ class _Run:
 
     def steps(self, first: int, last: int, checkpoint_every: int | None) -> None:
         """Runs the steps ``first`` to ``last`` (excluded); an interrupt ends them with a checkpoint."""
-        number = first
         try:
             for number in range(first, last):
                 if not self._submit(number) or self.stop is not None:
@@ -189,6 +195,9 @@ class _Run:
                     self.engine.checkpoint(number + 1)
                 self._settle(_IN_FLIGHT - 1)
             self._settle(0)
+            if checkpoint_every and self.done % checkpoint_every:
+                self.engine.checkpoint(self.done)
+                self._settle(0)
         except KeyboardInterrupt as interrupt:
             raise self._interrupted() from interrupt
         except WorkerLost as lost:
@@ -234,12 +243,16 @@ class _Run:
     def _interrupted(self) -> RunFailed:
         """Finishes what is under way and writes a checkpoint."""
         self._settle(0)
-        done = self.finished[-1].step + 1 if self.finished else 0
-        if done:
-            self.engine.checkpoint(done)
+        if self.finished:
+            self.engine.checkpoint(self.done)
             self._settle(0)
         self.engine.close()
-        return RunFailed(f"interrupted after {done} steps", checkpoint=self.log.checkpoint)
+        return RunFailed(f"interrupted after {self.done} steps", checkpoint=self.log.checkpoint)
+
+    @property
+    def done(self) -> int:
+        """Steps that are done, those before a resume included."""
+        return self.finished[-1].step + 1 if self.finished else 0
 
     def report(
         self, costs: ProfiledCosts, first_plan: PartitionPlan, state: dict[str, Any], log_path: Path

@@ -72,6 +72,19 @@ class DeviceWatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceUse:
+    """Forecasters of the fractions of a device that steps use under the plan in force.
+
+    Attributes:
+        busy: of the step's time.
+        memory: of the capacity; None until it was measured.
+    """
+
+    busy: ForecasterState | None = None
+    memory: ForecasterState | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ControlState:
     """Everything the next decision depends on; begins as ``ControlState()``.
 
@@ -84,6 +97,7 @@ class ControlState:
         pending: the last command to repartition, until it is carried out.
         unsettled_steps: steps that are still not to be judged.
         watches: by device.
+        use: by device.
         speeds: estimated speeds by device; empty while all run as profiled.
         candidates: plans considered at these speeds, by class of batch; None where none fits.
         move_overhead_s: what a repartition is taken to cost beside sending; None until one was seen.
@@ -102,6 +116,7 @@ class ControlState:
     pending: Repartition | None = None
     unsettled_steps: int = 0
     watches: Mapping[str, DeviceWatch] = field(default_factory=dict)
+    use: Mapping[str, DeviceUse] = field(default_factory=dict)
     speeds: Mapping[str, float] = field(default_factory=dict)
     candidates: Mapping[int, PartitionPlan | None] = field(default_factory=dict)
     move_overhead_s: float | None = None

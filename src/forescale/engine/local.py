@@ -202,7 +202,7 @@ def _visible_accelerator(device: Device) -> str:
         raise InvalidInput(
             f"{device.name} is accelerator {device.index}, but CUDA_VISIBLE_DEVICES is {visible!r}"
         )
-    return ordinals[device.index]
+    return ordinals[device.index].strip()
 
 
 def _write(descriptor: int, data: bytes) -> None:

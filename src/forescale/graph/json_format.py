@@ -165,6 +165,8 @@ def _check_tensors(graph: ModelGraph) -> None:
         )
         rank = len(graph.tensors[source.tensor].shape)
         _require(0 <= source.axis < rank, f"symbol {symbol!r} is read from axis {source.axis} of {rank}")
+    events = all(0 <= event.operator <= len(graph.operators) for event in graph.memory)
+    _require(events, "its memory has an event of an operator that does not exist")
     for saved in graph.saved:
         _require(
             all(_is_operator(graph, o) for o in saved.operators), f"saved {saved.name!r} has a wrong operator"
@@ -222,7 +224,7 @@ def _check_operator(graph: ModelGraph, operator: Operator, position: int) -> Non
 def _check_sizes(graph: ModelGraph) -> None:
     _require(graph.example.keys() == graph.symbols.keys(), "the example does not give each symbol a value")
     sizes = [size for tensor in graph.tensors.values() for size in tensor.shape]
-    sizes += [saved.size_bytes for saved in graph.saved]
+    sizes += [storage.size_bytes for storage in (*graph.saved, *graph.memory)]
     arguments = [a for o in graph.operators for a in (*o.args, *o.kwargs.values())]
     sizes += [what for kind, what in _references(arguments) if kind == "size"]
     compile_sizes(sizes, tuple(graph.symbols))(graph.example)

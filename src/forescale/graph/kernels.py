@@ -4,7 +4,7 @@ Kernels may take memory beside the tensors they return: a convolution of oneDNN 
 to another layout. One real pass, one operator after another, shows how far each of them goes above the
 record of tensors.
 
-Axes: O = operator.
+Axes: K = microbatch, P = phase (forward, backward), O = operator.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -48,35 +50,52 @@ def measure_peak_bytes(run: Callable[[], object], device: torch.device = _CPU) -
 def measure_workspace(
     graph: ModelGraph,
     state: Mapping[str, torch.Tensor],
-    inputs: Mapping[str, torch.Tensor],
+    microbatches: Sequence[Mapping[str, torch.Tensor]],
     device: torch.device = _CPU,
     modules: Mapping[str, Callable[..., Any]] | None = None,
 ) -> KernelWorkspace:
-    """What the kernels of ``device`` take beside tensors, from two real passes over one microbatch.
+    """What the kernels of ``device`` take beside tensors, from two real passes over each microbatch.
 
     Args:
         graph: with ``memory`` recorded.
         state: values of parameters and buffers; they stay unchanged.
-        inputs: a microbatch.
+        microbatches: batch inputs. Two of different size tell what grows with the batch from what does not;
+            with one, all of it is taken to grow.
     """
-    fed = {name: tensor.to(device) for name, tensor in inputs.items()}
-    binding = graph.bind({name: tuple(tensor.shape) for name, tensor in fed.items()})
     one_by_one = OneByOne(graph, _own_state(graph, state, device), device, modules or {})
-    allocator = _Allocator(device)
-    one_by_one.run(fed, binding, allocator)  # the first pass also fills kernels' caches
-    measured = _rises(allocator.levels(lambda: one_by_one.run(fed, binding, allocator)))
-    recorded = _rises(_recorded_levels(graph, binding))
-    costs = cost_table(graph)(binding)
-
-    def ratios(moved_bytes_O: Array, *, backward: bool) -> Array:
-        turns = [(operator, backward) for operator in range(len(graph.operators))]
-        excess_O = np.array([measured.get(turn, 0.0) - recorded.get(turn, 0.0) for turn in turns])
-        return np.divide(excess_O, moved_bytes_O, out=np.zeros_like(excess_O), where=moved_bytes_O > 0)
-
+    allocator, costs = _Allocator(device), cost_table(graph)
+    excess_KPO = np.zeros(
+        (len(microbatches), 2, len(graph.operators))
+    )  # K: microbatch, P: forward or backward
+    moved_bytes_KPO = np.zeros_like(excess_KPO)
+    for k, microbatch in enumerate(microbatches):
+        inputs = {name: tensor.to(device) for name, tensor in microbatch.items()}
+        binding = graph.bind({name: tuple(tensor.shape) for name, tensor in inputs.items()})
+        one_by_one.run(inputs, binding, allocator)  # the first pass also fills kernels' caches
+        measured = _rises(allocator.levels(partial(one_by_one.run, inputs, binding, allocator)))
+        recorded = _rises(_recorded_levels(graph, binding))
+        for operator, phase in product(range(len(graph.operators)), range(2)):
+            turn = (operator, bool(phase))
+            excess_KPO[k, phase, operator] = measured.get(turn, 0.0) - recorded.get(turn, 0.0)
+        cost = costs(binding)
+        moved_bytes_KPO[k] = cost.forward_bytes_O, cost.backward_bytes_O
+    fixed_PO, ratio_PO = _lines(moved_bytes_KPO, excess_KPO)
     return KernelWorkspace(
-        forward_ratio_O=ratios(costs.forward_bytes_O, backward=False),
-        backward_ratio_O=ratios(costs.backward_bytes_O, backward=True),
+        forward_fixed_bytes_O=fixed_PO[0],
+        forward_ratio_O=ratio_PO[0],
+        backward_fixed_bytes_O=fixed_PO[1],
+        backward_ratio_O=ratio_PO[1],
     )
+
+
+def _lines(x_KPO: Array, y_KPO: Array) -> tuple[Array, Array]:
+    """Least-squares lines over axis K: intercepts and slopes; through the origin where x does not vary."""
+    middle_x_PO, middle_y_PO = x_KPO.mean(0), y_KPO.mean(0)
+    spread_PO = ((x_KPO - middle_x_PO) ** 2).sum(0)
+    slope_PO = np.divide(middle_y_PO, middle_x_PO, out=np.zeros_like(middle_y_PO), where=middle_x_PO > 0)
+    rise_PO = ((x_KPO - middle_x_PO) * (y_KPO - middle_y_PO)).sum(0)
+    np.divide(rise_PO, spread_PO, out=slope_PO, where=spread_PO > 0)
+    return middle_y_PO - slope_PO * middle_x_PO, slope_PO
 
 
 def measure_loss_memory(
@@ -131,12 +150,12 @@ class _Allocator:
             return self._cuda_levels(run)
         # Its announcements of start and stop are of no use to the user; it reads this at its first start.
         os.environ.setdefault("KINETO_LOG_LEVEL", "6")
-        with profile(profile_memory=True) as profiler:
+        profiler: Any = profile(profile_memory=True)
+        with profiler:
             run()
-        events: Any = profiler.kineto_results
         return _replay(
             _parse(event.name()) if event.name().startswith(_MARK) else float(event.nbytes())
-            for event in sorted(events.events(), key=lambda event: event.start_ns())
+            for event in sorted(profiler.kineto_results.events(), key=lambda event: event.start_ns())
             if event.name().startswith(_MARK) or event.name() == "[memory]"
         )
 

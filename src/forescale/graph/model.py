@@ -139,14 +139,14 @@ class MemoryEvent:
     Attributes:
         operator: index of the operator whose call it is; ``len(operators)`` for the loss.
         backward: whether in its backward.
-        storage: number of the storage, the same in its begin and its end.
+        storage: name of the storage: that of the first tensor in it, or ``#k``.
         size_bytes: size of the whole storage.
         begins: whether it begins or ends.
     """
 
     operator: int
     backward: bool
-    storage: int
+    storage: str
     size_bytes: Size
     begins: bool
 

@@ -78,7 +78,7 @@ class OneByOne:
                     [values[name] for name in program.inputs],
                     program.sizes(binding),
                     lambda _: None,
-                    True,  # noqa: FBT003
+                    True,
                 )
             for name, tensor in zip(program.outputs, made, strict=True):
                 values[name] = tensor

@@ -8,15 +8,15 @@ Axes: O = operator, E = event of one phase of the stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from forescale.core.errors import InvalidInput
-from forescale.graph.cost import cost_table
-from forescale.graph.model import Buffer, MemoryEvent, ModelGraph, Parameter, Size
+from forescale.graph.cost import CostArrays, cost_table
+from forescale.graph.model import Buffer, MemoryEvent, ModelGraph, Parameter, Size, Tensor
 from forescale.graph.size import compile_sizes, evaluate, tensor_bytes, total
 
 Array = npt.NDArray[np.float64]
@@ -26,13 +26,20 @@ Array = npt.NDArray[np.float64]
 class KernelWorkspace:
     """Memory that kernels take for themselves beside tensors, measured on a device.
 
-    Attributes:
-        forward_ratio_O, backward_ratio_O: bytes per byte that the operator moves (``CostArrays``).
-            Negative where a kernel needs less than the record says.
+    It grows with the bytes that the operator moves (``CostArrays``): fixed + ratio * moved. Negative where a
+    kernel needs less than the record of tensors says.
     """
 
+    forward_fixed_bytes_O: Array
     forward_ratio_O: Array
+    backward_fixed_bytes_O: Array
     backward_ratio_O: Array
+
+    def forward_bytes_O(self, costs: CostArrays) -> Array:
+        return self.forward_fixed_bytes_O + self.forward_ratio_O * costs.forward_bytes_O
+
+    def backward_bytes_O(self, costs: CostArrays) -> Array:
+        return self.backward_fixed_bytes_O + self.backward_ratio_O * costs.backward_bytes_O
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,11 +150,8 @@ class StageMemory:
             start = kept - dropped
             kept = start + self._loss.kept_ratio * output
             loss_backward = start + self._loss.backward_ratio * output
-        live_E = (
-            start
-            + np.cumsum(sizes_E[split:] * _signs(self._backward))
-            + self._arriving(output, received_gradient)
-        )
+        live_E = start + np.cumsum(sizes_E[split:] * _signs(self._backward))
+        live_E += self._arriving(output, received_gradient)
         made_E = self._made_gradients()
         return StageBytes(
             state_bytes=self._state_bytes,
@@ -166,25 +170,40 @@ class StageMemory:
         )
 
     def _events(self, *, backward: bool) -> list[MemoryEvent]:
-        """Events of the stage's own storages in one phase, in order."""
-        own = {e.storage for e in self._graph.memory if e.begins and e.operator in self._operators}
+        """Events of the stage's own storages in one phase, in order; what it sends does not end there."""
+        memory, own = self._graph.memory, self._operators
+        made = {e.storage for e in memory if e.begins and e.operator in own}
+        held = {self._owner(tensor.name, made) for tensor in self._sent()}
         return [
             e
-            for e in self._graph.memory
-            if e.backward is backward and e.operator in self._operators and e.storage in own
+            for e in memory
+            if e.backward is backward and e.operator in own and e.storage in made
+            if e.begins or e.storage not in held
         ]
 
+    def _owner(self, name: str, storages: set[str]) -> str:
+        """Name of the storage that ``name`` is in: its own, or that of the tensor it is a view of."""
+        while name not in storages and (producer := self._graph.tensors[name].producer) is not None:
+            if not (inputs := self._graph.operators[producer].inputs):
+                break
+            name = inputs[0]
+        return name
+
+    def _sent(self) -> list[Tensor]:
+        """Tensors that leave the stage."""
+        outputs = () if self._loss is not None else self._graph.outputs
+        made = [t for t in self._graph.tensors.values() if t.producer in self._operators]
+        return [t for t in made if not self._operators.issuperset(t.consumers) or t.name in outputs]
+
     def _borders(self) -> list[Size]:
-        """Bytes of batch inputs, received, sent, their gradients, the outputs, and those nobody keeps for backward."""
+        """Bytes of inputs, received, sent, their gradients, the outputs, and those no operator keeps."""
         graph, own = self._graph, self._operators
         read = [graph.tensors[n] for n in _read(graph, own, "inputs")]
         fed = [t for t in read if t.producer is None]
         received = [t for t in read if t.producer is not None and t.producer not in own]
-        made = [t for t in graph.tensors.values() if t.producer in own]
+        sent = self._sent()
         outputs = [graph.tensors[n] for n in graph.outputs] if self._loss is not None else []
-        sent = [
-            t for t in made if not own.issuperset(t.consumers) or (t.name in graph.outputs and not outputs)
-        ]
+        sent = self._sent()
         saved = {s.name for s in graph.saved}
         groups = [
             fed,
@@ -202,17 +221,19 @@ class StageMemory:
         if self._workspace is None:
             return np.zeros(len(self._forward)), np.zeros(len(self._backward))
         costs = self._costs(binding)
-        forward_O = costs.forward_bytes_O * self._workspace.forward_ratio_O
-        backward_O = costs.backward_bytes_O * self._workspace.backward_ratio_O
-        return forward_O[_operators(self._forward)], backward_O[_operators(self._backward)]
+        return (
+            self._workspace.forward_bytes_O(costs)[_operators(self._forward)],
+            self._workspace.backward_bytes_O(costs)[_operators(self._backward)],
+        )
 
     def _arriving(self, output_bytes: float, received_bytes: float) -> Array:
-        """Gradients the backward starts from: the engine holds received ones to the end, the loss's are used up."""
+        """Gradients the backward starts from: received ones are held to its end, the loss's are used up."""
+        operators_E = _operators(self._backward)
         if self._loss is None:
-            return np.full(len(self._backward), received_bytes)
+            return np.full(len(operators_E), received_bytes)
         producers = {self._graph.tensors[n].producer for n in self._graph.outputs}
-        last = max((k for k, e in enumerate(self._backward) if e.operator in producers), default=-1)
-        return np.where(np.arange(len(self._backward)) <= last, output_bytes, 0.0)
+        last = max((k for k, o in enumerate(operators_E) if o in producers), default=-1)
+        return np.where(np.arange(len(operators_E)) <= last, output_bytes, 0.0)
 
     def _made_gradients(self) -> Array:
         """Gradients of parameters that exist at each event of the first backward."""
@@ -228,34 +249,75 @@ def peak_bytes(
     recompute: bool = False,
     optimizer_state_ratio: float = 0.0,
 ) -> int:
-    """Most memory that a stage holds at any time of a step.
+    """Most memory that a stage holds at any time of a step, the optimiser's update not counted.
 
     Tensors for the next forward and the next backward are received ahead, and up to two microbatches'
     gradients are on their way out, as the engine does it.
 
     Args:
         in_flight: most microbatches between their forward and their backward.
-        recompute: whether only received and sent tensors are kept, and the forward runs again before the backward.
+        recompute: whether only received and sent tensors are kept, and the backward runs the forward again.
         optimizer_state_ratio: bytes of optimiser state per byte of trainable parameters.
     """
     fixed = stage.state_bytes + optimizer_state_ratio * stage.trainable_bytes + microbatches * stage.fed_bytes
     waiting = stage.received_bytes + (stage.sent_bytes if recompute else stage.kept_bytes)
-    steady = microbatches > in_flight
-    ahead = max(stage.received_bytes if steady else 0.0, stage.received_gradient_bytes if in_flight > 1 else 0.0)
-    leaving = min(2, microbatches - 1) * stage.sent_gradient_bytes
-    gradients = stage.trainable_bytes
-    others = (in_flight - 1) * waiting
-    forward = others + stage.received_bytes + stage.forward_bytes + stage.received_gradient_bytes
-    backward = max(stage.backward_bytes, stage.forward_bytes) if recompute else stage.backward_bytes
-    first = max(stage.first_backward_bytes, stage.forward_bytes) if recompute else stage.first_backward_bytes
-    moments = [
-        forward + (gradients + leaving if steady else 0.0),
-        others + stage.received_bytes + first + ahead,
-    ]
-    if microbatches > 1:
-        still = others if steady else max(others - waiting, 0.0)
-        moments.append(gradients + leaving + still + stage.received_bytes + backward + ahead)
-    return round(fixed + max(moments))
+    again = stage.forward_bytes if recompute else 0.0
+    order = _order(microbatches, in_flight)
+    most = running = done = 0
+    for position, forward in enumerate(order):
+        following = order[position + 1] if position + 1 < len(order) else None
+        live = fixed + running * waiting + min(done, 2) * stage.sent_gradient_bytes
+        live += stage.trainable_bytes if done else 0.0
+        live += {True: stage.received_bytes, False: stage.received_gradient_bytes, None: 0.0}[following]
+        if forward:
+            live += stage.received_bytes + stage.forward_bytes
+            running += 1
+        else:
+            live += max(stage.backward_bytes if done else stage.first_backward_bytes, again)
+            live += stage.received_bytes - waiting
+            running, done = running - 1, done + 1
+        most = max(most, live)
+    return round(most)
+
+
+def workspace_table(
+    graph: ModelGraph, workspace: KernelWorkspace | None = None
+) -> Callable[[Mapping[str, int]], Array]:
+    """Compiles what each operator needs beside saved storages; the result maps a binding to bytes, shape (O,).
+
+    While an operator runs, forward or backward, what autograd saved up to and including it exists, and this.
+    A stage's peak is then close to the largest sum, over its operators, of the two; :class:`StageMemory` is exact.
+    """
+    sizes = compile_sizes([event.size_bytes for event in graph.memory], tuple(graph.symbols))
+    signs_E, operators_E = _signs(graph.memory), _operators(graph.memory)
+    saved = {storage.name for storage in graph.saved}
+    # In forward and backward alike, storages saved by later operators do not count as this one's need.
+    kept_E = np.array(
+        [e.begins and not e.backward and e.storage in saved for e in graph.memory], dtype=np.float64
+    )
+    backward_E = np.array([event.backward for event in graph.memory])
+    costs = cost_table(graph)
+
+    def table(binding: Mapping[str, int]) -> Array:
+        sizes_E = np.array(sizes(binding), dtype=np.float64)
+        kept_O = np.bincount(operators_E, sizes_E * kept_E, len(graph.operators) + 1).cumsum()
+        need_E = np.cumsum(sizes_E * signs_E) - kept_O[operators_E]
+        if workspace is not None:
+            cost = costs(binding)
+            forward_O = np.append(workspace.forward_bytes_O(cost), 0.0)
+            backward_O = np.append(workspace.backward_bytes_O(cost), 0.0)
+            need_E += np.where(backward_E, backward_O[operators_E], forward_O[operators_E])
+        need_O = np.zeros(len(graph.operators) + 1)
+        np.maximum.at(need_O, operators_E, need_E)
+        return need_O[:-1]
+
+    return table
+
+
+def _order(microbatches: int, in_flight: int) -> list[bool]:
+    """Forwards (True) and backwards of a step: 1F1B, or GPipe if all microbatches are in flight."""
+    ahead = min(in_flight, microbatches)
+    return [True] * ahead + [False, True] * (microbatches - ahead) + [False] * ahead
 
 
 def _read(graph: ModelGraph, operators: Iterable[int], what: str) -> list[str]:

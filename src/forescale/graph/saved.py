@@ -7,14 +7,21 @@ the tensors they return; that depends on the device and is measured by :mod:`for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from functools import partial
+from itertools import product as product_of
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from forescale.graph.model import MemoryEvent, ModelGraph, SavedStorage
+from forescale.graph.model import MemoryEvent, ModelGraph, Operator, SavedStorage, Size
 from forescale.graph.onebyone import OneByOne
+from forescale.graph.size import compile_sizes, product, tensor_bytes
 from forescale.graph.storages import StorageRecord, SymbolicShapes
 
 _CPU = torch.device("cpu")
@@ -35,7 +42,7 @@ def measure_saved(
         device: whose kernels are asked what they keep (which attention runs depends on it).
     """
     runnable = replace(graph, operators=tuple(_with_explicit_size(graph, o) for o in graph.operators))
-    shapes = SymbolicShapes(graph, device)
+    shapes = SymbolicShapes(graph)
     try:
         journal = _run(runnable, modules or {}, device, shapes.mode, shapes.binding)
     except RuntimeError:  # the base of all that fake tensors raise
@@ -47,9 +54,8 @@ def measure_saved(
 
 def _filled(graph: ModelGraph, journal: _Journal, sizes: Sequence[Size]) -> ModelGraph:
     """The graph with a journal's findings; ``sizes``: one per event."""
-    memory = tuple(replace(event, size_bytes=size) for event, size in zip(journal.events, sizes, strict=True))
-    size_of = {event.storage: event.size_bytes for event in memory}
-    return replace(graph, saved=journal.saved(size_of), memory=memory)
+    size_bytes = {event.storage: size for event, size in zip(journal.events, sizes, strict=True)}
+    return replace(graph, saved=journal.saved(size_bytes), memory=journal.memory(size_bytes))
 
 
 def _run(
@@ -73,7 +79,7 @@ def _run(
             tensor = graph.tensors[name]
             shape = compile_sizes(tensor.shape, tuple(graph.symbols))(binding)
             inputs[name] = torch.zeros(shape, dtype=getattr(torch, tensor.dtype), device=device)
-        journal = _Journal(graph, state, inputs, {n: tensor_bytes(graph.tensors[n].shape, graph.tensors[n].dtype) for n in inputs})
+        journal = _Journal(graph, state, inputs)
         one_by_one = OneByOne(graph, state, device, modules)
         with journal.record:
             one_by_one.run(inputs, binding, journal)
@@ -99,6 +105,17 @@ class _Kept:
     operators: dict[int, None] = field(default_factory=dict[int, None])
 
 
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """A :class:`~forescale.graph.model.MemoryEvent` in the making."""
+
+    operator: int
+    backward: bool
+    storage: int
+    size_bytes: Any
+    begins: bool
+
+
 class _Journal:
     """Notes what happens to storages, and in whose turn.
 
@@ -109,7 +126,7 @@ class _Journal:
     def __init__(
         self, graph: ModelGraph, state: Mapping[str, torch.Tensor], inputs: Mapping[str, torch.Tensor]
     ) -> None:
-        self.events: list[MemoryEvent] = []
+        self.events: list[_Event] = []
         self.record = StorageRecord(self._note)
         self._graph = graph
         self._operator, self._backward = -1, False
@@ -120,8 +137,25 @@ class _Journal:
                 self.record.adopt(tensor.grad)
         self._names = {self.record.adopt(tensor): name for name, tensor in inputs.items()}
 
-    def saved(self) -> list[SavedStorage]:
-        """What the backward needed, named after the tensors whose storage it is."""
+    def memory(self, size_bytes: Mapping[int, Size]) -> tuple[MemoryEvent, ...]:
+        """The events, with storages named. ``size_bytes``: of every storage, by number."""
+        return tuple(
+            MemoryEvent(
+                operator=event.operator,
+                backward=event.backward,
+                storage=self._names.get(event.storage, f"#{event.storage}"),
+                size_bytes=size_bytes[event.storage],
+                begins=event.begins,
+            )
+            for event in self.events
+        )
+
+    def saved(self, size_bytes: Mapping[int, Size]) -> tuple[SavedStorage, ...]:
+        """What the backward needed, named after the tensors whose storage it is.
+
+        Args:
+            size_bytes: of every storage in ``events``, by number.
+        """
         anonymous: dict[int, int] = {}
         found: list[SavedStorage] = []
         for number, kept in self._kept.items():
@@ -129,8 +163,10 @@ class _Journal:
             if (name := self._names.get(number)) is None:
                 count = anonymous[operators[0]] = anonymous.get(operators[0], -1) + 1
                 name = f"{self._graph.operators[operators[0]].name}#{count}"
-            found.append(SavedStorage(name=name, operators=operators, size_bytes=kept.size_bytes))
-        return found
+            if (size := size_bytes.get(number)) is None:  # a batch input
+                size = tensor_bytes(self._graph.tensors[name].shape, self._graph.tensors[name].dtype)
+            found.append(SavedStorage(name=name, operators=operators, size_bytes=size))
+        return tuple(found)
 
     def turn(self, operator: int, *, backward: bool) -> None:
         self._operator, self._backward = operator, backward
@@ -145,16 +181,66 @@ class _Journal:
     def keep(self, tensor: torch.Tensor) -> None:
         number = self.record.number(tensor)
         if number not in self._state:
-            kept = self._kept.setdefault(number, _Kept(size_bytes=tensor.untyped_storage().nbytes()))
-            kept.operators.setdefault(self._operator)
+            self._kept.setdefault(number, _Kept()).operators.setdefault(self._operator)
 
-    def _note(self, number: int, size_bytes: Any, begins: bool) -> None:  # noqa: FBT001
-        self.events.append(
-            MemoryEvent(
-                operator=self._operator,
-                backward=self._backward,
-                storage=number,
-                size_bytes=size_bytes,
-                begins=begins,
-            )
-        )
+    def _note(self, number: int, size_bytes: Any, begins: bool) -> None:
+        self.events.append(_Event(self._operator, self._backward, number, size_bytes, begins))
+
+
+def _compare(
+    graph: ModelGraph,
+    runnable: ModelGraph,
+    modules: Mapping[str, Callable[..., Any]],
+    device: torch.device,
+) -> ModelGraph:
+    """Passes at the example's sizes, and with one symbol doubled; sizes follow from how they grow."""
+    bindings = [dict(graph.example)] + [{**graph.example, s: 2 * v} for s, v in graph.example.items()]
+    mode: Callable[[], AbstractContextManager[Any]] = partial(FakeTensorMode, allow_non_fake_inputs=True)
+    try:
+        first = _run(runnable, modules, device, mode(), bindings[0])
+    except RuntimeError:
+        mode = nullcontext  # control flow that depends on values: only real tensors have some
+        first = _run(runnable, modules, device, mode(), bindings[0])
+    journals = [(bindings[0], first)]
+    for binding in bindings[1:]:
+        try:
+            journal = _run(runnable, modules, device, mode(), binding)
+        except RuntimeError:
+            continue  # not every size fits every model
+        if _course(journal) == _course(first):
+            journals.append((binding, journal))
+    known = _known_sizes(graph, [binding for binding, _ in journals])
+    columns = list(
+        zip(*([event.size_bytes for event in journal.events] for _, journal in journals), strict=True)
+    )
+    fitted = {column: _fitted(column, known) for column in set(columns)}
+    return _filled(graph, first, [fitted[column] for column in columns])
+
+
+def _course(journal: _Journal) -> list[tuple[int, bool, int, bool]]:
+    return [(e.operator, e.backward, e.storage, e.begins) for e in journal.events]
+
+
+def _known_sizes(graph: ModelGraph, bindings: Sequence[Mapping[str, int]]) -> dict[tuple[int, ...], Size]:
+    """What a storage's size can be a multiple of, by its values: products of symbols and tensors."""
+    shapes = dict.fromkeys(product(tensor.shape) for tensor in graph.tensors.values())
+    factors: list[Size] = [1, *graph.symbols]
+    sizes = [product(pair) for pair in (*product_of(factors, factors), *product_of(shapes, factors))]
+    values = compile_sizes(sizes, tuple(graph.symbols))
+    columns = zip(*(values(binding) for binding in bindings), strict=True)
+    return {column: size for column, size in zip(columns, sizes, strict=True) if min(column) > 0}
+
+
+def _fitted(column: Sequence[int], known: Mapping[tuple[int, ...], Size]) -> Size:
+    """The expression that has the values of ``column``, else the least one that is nowhere below it."""
+    if len(set(column)) == 1 and len(column) > 1:
+        return column[0]
+
+    def waste(values: tuple[int, ...]) -> float:
+        factor = max(Fraction(c, v) for c, v in zip(column, values, strict=True))
+        return float(sum(factor * v / max(c, 1) for c, v in zip(column, values, strict=True)))
+
+    best = min(known, key=waste)
+    factor = max(Fraction(c, v) for c, v in zip(column, best, strict=True))
+    whole = product((factor.numerator, known[best]))
+    return whole if factor.denominator == 1 else f"CeilDiv({whole}, {factor.denominator})"

@@ -17,10 +17,10 @@ import torch.utils._pytree as pytree
 from torch._dynamo.source import ConstantSource
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
+from torch.utils import _python_dispatch as dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from forescale.graph.model import ModelGraph, Size, Tensor
-from forescale.graph.size import compile_sizes
+from forescale.graph.model import ModelGraph, Size
 
 Note = Callable[[int, Any, bool], None]
 """Called with a storage's number, its size in bytes and whether it begins (or ends)."""
@@ -46,12 +46,12 @@ class StorageRecord(TorchDispatchMode):
 
     def adopt(self, tensor: torch.Tensor) -> int:
         """Numbers the storage of a tensor that exists already, without noting that it begins."""
-        return self._numbers.setdefault(tensor.untyped_storage()._cdata, -1 - len(self._numbers))  # noqa: SLF001
+        return self._numbers.setdefault(_identity(tensor.untyped_storage()), -1 - len(self._numbers))
 
     def number(self, tensor: torch.Tensor) -> int:
         """The number of a tensor's storage; a storage not seen before begins now."""
         storage = tensor.untyped_storage()
-        key = storage._cdata  # noqa: SLF001 - the identity of a storage has no public name
+        key = _identity(storage)
         if key not in self._numbers:
             self._numbers[key] = number = self._count
             self._count += 1
@@ -60,13 +60,21 @@ class StorageRecord(TorchDispatchMode):
 
     def _watch(self, storage: torch.UntypedStorage, key: int, number: int) -> None:
         size = storage.nbytes()
-        self._note(number, size, True)  # noqa: FBT003
+        self._note(number, size, True)
 
         def end(_: Any) -> None:
-            del self._numbers[key], self._references[key]
-            self._note(number, size, False)  # noqa: FBT003
+            del self._references[key]
+            self._note(self._numbers.pop(key), size, False)
 
         self._references[key] = weakref.ref(storage, end)
+
+    def _renew(self, tensor: torch.Tensor) -> None:
+        """Notes a sum in place as an end and a begin: elsewhere the first gradient may belong to somebody."""
+        storage = tensor.untyped_storage()
+        self._note(self._numbers[_identity(storage)], storage.nbytes(), False)
+        self._numbers[_identity(storage)] = self._count
+        self._note(self._count, storage.nbytes(), True)
+        self._count += 1
 
     def __torch_dispatch__(
         self,
@@ -76,6 +84,7 @@ class StorageRecord(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if self.summing and func is torch.ops.aten.add.Tensor and _holders(args[0]) == self._unshared:
+            self._renew(args[0])
             return torch.ops.aten.add_.Tensor(*args)
         result = func(*args, **(kwargs or {}))
         for leaf in pytree.tree_leaves(result):
@@ -84,16 +93,23 @@ class StorageRecord(TorchDispatchMode):
         return result
 
 
-def _holders(tensor: torch.Tensor) -> tuple[int, int]:
+# These have no public names; the parameters are Any because the private ones have no types either.
+
+
+def _identity(storage: Any) -> int:
+    return storage._cdata
+
+
+def _holders(tensor: Any, functions: Any = torch._C) -> tuple[int, int]:  # pyright: ignore[reportPrivateUsage]
     """How many hold the tensor and its storage."""
-    storage = tensor.untyped_storage()
-    return tensor._use_count(), torch._C._storage_Use_Count(storage._cdata)  # noqa: SLF001 - no public names
+    return tensor._use_count(), functions._storage_Use_Count(_identity(tensor.untyped_storage()))
 
 
 @cache
 def _unshared_holders() -> tuple[int, int]:
     """What :func:`_holders` counts for a gradient that nobody but autograd holds."""
     counts: list[tuple[int, int]] = []
+    without_modes: Any = dispatch._disable_current_modes  # pyright: ignore[reportPrivateUsage]
 
     class Count(TorchDispatchMode):
         def __torch_dispatch__(
@@ -107,7 +123,7 @@ def _unshared_holders() -> tuple[int, int]:
                 counts.append(_holders(args[0]))
             return func(*args, **(kwargs or {}))
 
-    with torch.utils._python_dispatch._disable_current_modes(), torch.enable_grad():
+    with without_modes(), torch.enable_grad():
         read_twice = torch.ones(2, requires_grad=True) * 1
         left, right = read_twice * 2, read_twice * 3
         with Count():
@@ -119,11 +135,10 @@ def _unshared_holders() -> tuple[int, int]:
 class SymbolicShapes:
     """Fake tensors whose shapes are the graph's symbols."""
 
-    def __init__(self, graph: ModelGraph, device: torch.device) -> None:
+    def __init__(self, graph: ModelGraph) -> None:
         self._environment = ShapeEnv()
         self.mode = FakeTensorMode(shape_env=self._environment, allow_non_fake_inputs=True)
         self.binding: dict[str, Any] = {}
-        self._device = device
         self._own: dict[Any, sympy.Symbol] = {}
         self._sizes: dict[Any, Size] = {}
         for name, example in graph.example.items():
@@ -134,7 +149,7 @@ class SymbolicShapes:
 
     @property
     def general(self) -> bool:
-        """Whether no operator has fixed a symbol to its example value, as some do that cannot compute with symbols."""
+        """Whether every operator could compute with symbols; some fix them to their example's values."""
         return not self._environment.replacements
 
     def size(self, value: Any) -> Size:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,17 +12,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
 
 from forescale.core.errors import CaptureFailed
-from forescale.graph.model import (
-    Buffer,
-    BufferUpdate,
-    ModelGraph,
-    Operator,
-    Parameter,
-    Size,
-    SymbolSource,
-    Tensor,
+from forescale.graph.model import BufferUpdate, ModelGraph, Operator, Size, SymbolSource, Tensor
+from forescale.graph.node import (
+    depends_on_data,
+    draws_random_numbers,
+    dtype_name,
+    module_path,
+    size_of,
+    source,
+    target_name,
 )
 from forescale.graph.program import compile_program
+from forescale.graph.state import State, own_name
 
 _CHECKS = {
     "aten._assert_scalar.default",
@@ -42,71 +42,11 @@ def translate(
     exported: ExportedProgram, model: nn.Module
 ) -> tuple[ModelGraph, Mapping[str, torch.Tensor], tuple[Any, ...]]:
     """Returns the graph, the values of its parameters and buffers, and the output's leaves."""
-    state = _State(exported, model)
+    state = State(exported, model)
     reader = _Reader(exported=exported, state=state)
     reader.read()
     graph, leaves = reader.graph()
     return _with_gradients(graph, state.values), state.values, leaves
-
-
-class _State:
-    """Parameters, buffers and constants by placeholder, each distinct tensor under one name."""
-
-    def __init__(self, exported: ExportedProgram, model: nn.Module) -> None:
-        self.values: dict[str, torch.Tensor] = {}
-        self.parameters: dict[str, Parameter] = {}
-        self.buffers: dict[str, Buffer] = {}
-        self.names: dict[str, str] = {}  # exported name -> the name of the distinct tensor
-        self.placeholders: dict[str, tuple[str, str]] = {}  # fx name -> (kind, name)
-        self._register_model(model)
-        signature = exported.graph_signature
-        for placeholder, target in signature.inputs_to_parameters.items():
-            self.placeholders[placeholder] = ("parameter", self.names[_plain(target)])
-        for placeholder, target in signature.inputs_to_buffers.items():
-            self.placeholders[placeholder] = ("buffer", self.names[_plain(target)])
-        for placeholder, target in signature.inputs_to_lifted_tensor_constants.items():
-            self._constant(placeholder, target, exported.constants[target])
-
-    def _register_model(self, model: nn.Module) -> None:
-        aliases: dict[int, list[str]] = {}
-        values: dict[int, torch.Tensor] = {}
-        entries = [
-            *model.named_parameters(remove_duplicate=False),
-            *model.named_buffers(remove_duplicate=False),
-        ]
-        for name, value in entries:
-            aliases.setdefault(id(value), []).append(name)
-            values[id(value)] = value
-        persistent = model.state_dict(keep_vars=True).keys()
-        for key, names in aliases.items():
-            value, first = values[key], names[0]
-            self.values[first] = value
-            self.names.update(dict.fromkeys(names, first))
-            shape, dtype = tuple(value.shape), _dtype(value.dtype)
-            if isinstance(value, nn.Parameter):
-                self.parameters[first] = Parameter(
-                    name=first,
-                    aliases=tuple(names[1:]),
-                    shape=shape,
-                    dtype=dtype,
-                    trainable=value.requires_grad,
-                )
-            else:
-                self.buffers[first] = Buffer(
-                    name=first,
-                    aliases=tuple(names[1:]),
-                    shape=shape,
-                    dtype=dtype,
-                    persistent=any(name in persistent for name in names),
-                )
-
-    def _constant(self, placeholder: str, target: str, value: Any) -> None:
-        name = f"constant:{target}"
-        self.values[name] = value
-        self.buffers[name] = Buffer(
-            name=name, aliases=(), shape=tuple(value.shape), dtype=_dtype(value.dtype), persistent=False
-        )
-        self.placeholders[placeholder] = ("buffer", name)
 
 
 @dataclass(slots=True)
@@ -123,7 +63,7 @@ class _Value:
 class _Reader:
     """Reads the nodes of an exported program in order."""
 
-    def __init__(self, *, exported: ExportedProgram, state: _State) -> None:
+    def __init__(self, *, exported: ExportedProgram, state: State) -> None:
         self._exported = exported
         self._state = state
         self._operators: list[Operator] = []
@@ -146,7 +86,7 @@ class _Reader:
         if node.name in self._state.placeholders or not isinstance(value, torch.Tensor):
             return
         for axis, size in enumerate(value.shape):
-            expression = _size(size)
+            expression = size_of(size)
             if isinstance(expression, str) and expression.isidentifier() and expression not in self._symbols:
                 self._symbols[expression] = SymbolSource(tensor=node.name, axis=axis)
                 self._example[expression] = int(size.node.hint)
@@ -154,29 +94,29 @@ class _Reader:
         self._inputs.append(node.name)
 
     def _add_value(self, fx_name: str, value: torch.Tensor, producer: int | None) -> str:
-        shape = tuple(_size(size) for size in value.shape)
+        shape = tuple(size_of(size) for size in value.shape)
         self._values[fx_name] = _Value(
-            name=fx_name, shape=shape, dtype=_dtype(value.dtype), producer=producer
+            name=fx_name, shape=shape, dtype=dtype_name(value.dtype), producer=producer
         )
         self._names[fx_name] = fx_name
         return fx_name
 
     def _call(self, node: torch.fx.Node) -> None:
         value = node.meta.get("val")
-        target = _target(node)
+        target = target_name(node)
         if target in _CHECKS or isinstance(value, (torch.SymInt, torch.SymBool, torch.SymFloat, int, float)):
             return
         if target.endswith("getitem"):
             return  # folded into the outputs of its operator
         if not isinstance(node.target, torch._ops.OpOverload) or value is None:  # noqa: SLF001 - the public name of the type
             raise CaptureFailed(
-                "this operator cannot be cut out of the model", operator=target, source=_source(node)
+                "this operator cannot be cut out of the model", operator=target, source=source(node)
             )
-        if "u" in {str(s)[0] for s in _free_symbols(value)}:
+        if depends_on_data(value):
             raise CaptureFailed(
                 "the size of its result depends on the values in a tensor",
                 operator=target,
-                source=_source(node),
+                source=source(node),
             )
         self._append(node, target, value)
 
@@ -212,9 +152,9 @@ class _Reader:
                 kwargs=encoded_kwargs,
                 outputs=outputs,
                 returns_tuple=returns_tuple,
-                module_path=_module_path(node),
-                source=_source(node),
-                random=_is_random(overload, node),
+                module_path=module_path(node),
+                source=source(node),
+                random=draws_random_numbers(overload, node),
                 inputs=tuple(uses.tensors),
                 parameters=tuple(uses.parameters),
                 buffers=tuple(uses.buffers),
@@ -228,7 +168,7 @@ class _Reader:
         names: list[str | None] = [None] * len(value)
         for user in node.users:
             position: Any = user.args[1]
-            if _target(user).endswith("getitem"):
+            if target_name(user).endswith("getitem"):
                 first = names[position]
                 if first is None:
                     first = names[position] = self._add_value(user.name, user.meta["val"], index)
@@ -246,7 +186,7 @@ class _Reader:
         leaves: list[Any] = []
         for node, spec in zip(output.args[0], self._exported.graph_signature.output_specs, strict=True):
             if spec.kind.name == "BUFFER_MUTATION":
-                self._update(node, _plain(spec.target))
+                self._update(node, own_name(spec.target))
             elif spec.kind.name == "USER_OUTPUT":
                 leaves.append(self._leaf(node))
             else:
@@ -268,6 +208,7 @@ class _Reader:
                     requires_grad=False,
                 )
                 for v in self._values.values()
+                if v.producer is None or v.name in self._operators[v.producer].outputs
             },
             parameters=self._state.parameters,
             buffers={n: b for n, b in self._state.buffers.items() if b.persistent or n in used},
@@ -335,33 +276,33 @@ class _Uses:
             case list() | tuple():
                 return [self.encode(v, user) for v in value]
             case torch.dtype():
-                return {"dtype": _dtype(value)}
+                return {"dtype": dtype_name(value)}
             case torch.device():
                 return {"device": None}
             case torch.layout() | torch.memory_format():
                 kind = "layout" if isinstance(value, torch.layout) else "memory_format"
                 return {kind: str(value).removeprefix("torch.")}
             case torch.SymInt():
-                return {"size": _size(value)}
+                return {"size": size_of(value)}
             case None | bool() | int() | float() | str():
                 return value
             case _:
                 raise CaptureFailed(
                     f"an argument of type {type(value).__name__} cannot be carried to another process",
-                    operator=_target(user),
-                    source=_source(user),
+                    operator=target_name(user),
+                    source=source(user),
                 )
 
     def _node(self, node: torch.fx.Node, user: torch.fx.Node) -> Any:
         value = node.meta.get("val")
         if isinstance(value, (torch.SymInt, int)) and not isinstance(value, bool):
-            size = _size(value)
+            size = size_of(value)
             return size if isinstance(size, int) else {"size": size}
         if isinstance(value, (torch.SymFloat, torch.SymBool)):
             raise CaptureFailed(
                 f"argument {value} is computed from the batch's shape",
-                operator=_target(user),
-                source=_source(user),
+                operator=target_name(user),
+                source=source(user),
             )
         if (kind := self._reader.placeholder_kind(node)) is not None:
             (self.parameters if kind[0] == "parameter" else self.buffers)[kind[1]] = None
@@ -389,54 +330,3 @@ def _with_gradients(graph: ModelGraph, state: Mapping[str, torch.Tensor]) -> Mod
     carries = {name: value.requires_grad for name, value in zip(made, results, strict=True)}
     tensors = {n: replace(t, requires_grad=carries.get(n, False)) for n, t in graph.tensors.items()}
     return replace(graph, tensors=tensors)
-
-
-def _plain(name: str | None) -> str:
-    return (name or "").removeprefix("model.")
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _size(size: Any) -> Size:
-    if isinstance(size, int):
-        return size
-    expression = size.node.expr
-    return int(expression) if expression.is_number else str(expression)
-
-
-def _free_symbols(value: Any) -> set[Any]:
-    tensors = value if isinstance(value, (tuple, list)) else (value,)
-    sizes = [
-        s for t in tensors if isinstance(t, torch.Tensor) for s in t.shape if isinstance(s, torch.SymInt)
-    ]
-    return {symbol for size in sizes for symbol in size.node.expr.free_symbols}
-
-
-def _target(node: torch.fx.Node) -> str:
-    return (
-        str(node.target)
-        if isinstance(node.target, torch._ops.OpOverload)
-        else getattr(node.target, "__name__", "")
-    )  # noqa: SLF001
-
-
-def _is_random(overload: Any, node: torch.fx.Node) -> bool:
-    if overload is torch.ops.aten.scaled_dot_product_attention.default:
-        return len(node.args) > 4 and node.args[4] != 0.0
-    return torch.Tag.nondeterministic_seeded in overload.tags
-
-
-def _module_path(node: torch.fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack")
-    path = list(stack.values())[-1][0] if stack else ""
-    path = path.removeprefix("L['self'].").removeprefix("L['self']")
-    return re.sub(r"@\d+$", "", path.removeprefix("model").removeprefix("."))
-
-
-def _source(node: torch.fx.Node) -> str:
-    trace = node.meta.get("stack_trace") or ""
-    found = re.findall(r'File "([^"]+)", line (\d+)', trace)
-    user = [f for f in found if "/torch/" not in f[0]] or found
-    return f"{user[-1][0]}:{user[-1][1]}" if user else ""

@@ -16,7 +16,7 @@ from forescale.plan.problem import Array, PartitionProblem
 from forescale.plan.schedule import PipelineTimes, simulate_step
 from forescale.plan.workload import IntArray
 
-INFEASIBLE = 1e12
+INFEASIBLE = 1e9
 """Score of a split that does not fit, to which the missing bytes are added; no step takes as many seconds."""
 
 

@@ -22,12 +22,12 @@ from forescale.plan.memory import footprint, in_flight
 from forescale.plan.problem import Array
 from forescale.plan.workload import IntArray
 
-_BOUNDARIES = 64
+_BOUNDARIES = 80
 _SLACK_T1 = np.array([[1.0], [1.01], [1.03], [1.08], [1.2], [1.5], [np.inf]])
 
 
 class IntervalProgram:
-    """The dynamic programme on one line, coarsened to at most 64 intervals between likely cuts."""
+    """The dynamic programme on one line, coarsened to at most 80 intervals between likely cuts."""
 
     def __init__(self, line: Line, pricing: Pricing) -> None:
         self._pricing = pricing
@@ -118,14 +118,14 @@ def _at_end(length: int) -> Array:
 
 
 def _likely_cuts(line: Line) -> IntArray:
-    """Boundaries of a coarse line, 0 and P among them: the cut with fewest bytes of every part of the work."""
+    """Boundaries of a coarse line, 0 and P among them: of every part of the work the cheapest cut."""
     if line.length <= _BOUNDARIES:
         return np.arange(line.length + 1)
     start_P = np.arange(line.length)
     spans = line.spans(start_P, start_P + 1)
     work_P = (spans.forward_s_CDK + spans.backward_s_CDK).mean(axis=(0, 1))
-    # A little for every operator, so that a stretch of free ones is cut too.
-    part_P = np.cumsum(work_P + work_P.mean() / 10)
+    # As much again for every operator, so that stretches of cheap ones are cut too.
+    part_P = np.cumsum(work_P + work_P.mean())
     part_P = np.minimum((part_P / part_P[-1] * _BOUNDARIES).astype(np.int64), _BOUNDARIES - 1)
     cuts_P, bytes_P = start_P[1:], line.crossing_bytes_P()[1 : line.length]
     by_bytes = np.lexsort((bytes_P, part_P[1:]))

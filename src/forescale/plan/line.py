@@ -129,9 +129,9 @@ class Line:
             return [weight_I[..., touches.item_E] @ mask_EK for weight_I in weights_I]
 
         def left_behind(last_I: IntArray) -> Array:
-            mask_IK = _between(self._source_I, start_K, end_K) & (last_I[:, None] >= end_K)
-            return work.message_bytes_CI @ mask_IK.astype(float)
+            return work.message_bytes_CI @ (made_IK & (last_I[:, None] >= end_K)).astype(float)
 
+        made_IK = (self._source_I[:, None] >= start_K) & (self._source_I[:, None] < end_K)
         kept_RK = (self._maker_R[:, None] >= start_K) & (self._need_R[:, None] < end_K)
         parameter_bytes_K, trainable_bytes_K = read(
             self._parameters, work.parameter_bytes_I, work.trainable_bytes_I
@@ -246,10 +246,6 @@ def _cut(index: int, line: Line, bounds_BN: IntArray) -> Splits:
         messages_SSN=messages_SSN,
         shared_bytes_SSN=line.shared_bytes(bounds_BN),
     )
-
-
-def _between(position_I: IntArray, start_K: IntArray, end_K: IntArray) -> Mask:
-    return (position_I[:, None] >= start_K) & (position_I[:, None] < end_K)
 
 
 def _per_item(combine: np.ufunc, item_E: IntArray, value_E: IntArray) -> IntArray:

@@ -89,7 +89,7 @@ def _linearise(
     after: Sequence[Sequence[int]],
     priority: Callable[[int, int], tuple[int, int]],
 ) -> tuple[int, ...]:
-    """Kahn's algorithm (1962): of the atoms that are ready, the least ``priority(atom, ready since)`` first."""
+    """Kahn's algorithm (1962); the least ``priority(atom, ready since)`` of those ready goes first."""
     missing = [len(atoms) for atoms in before]
     ready = [(priority(atom, 0), atom) for atom, count in enumerate(missing) if count == 0]
     heapq.heapify(ready)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from forescale.plan.evaluation import INFEASIBLE
-from forescale.plan.partition_plan import PartitionPlan, Schedule
+from forescale.plan.partition_plan import PartitionPlan
 from forescale.plan.problem import PartitionProblem
 from forescale.plan.search import Candidate
-
-_SCHEDULE_NAMES = {Schedule.ONE_F_ONE_B: "1F1B", Schedule.GPIPE: "GPipe"}
+from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_time
 
 
 def explain(
@@ -38,10 +37,9 @@ def explain(
 def _bottleneck(plan: PartitionPlan) -> str:
     busy_s, stage = max((s.busy_s, index) for index, s in enumerate(plan.prediction.stages))
     step_s = plan.prediction.step_s
-    limit = (
-        f"stage {stage} on {plan.stages[stage].device} is the bottleneck: busy {busy_s / step_s:.0%} of it"
-    )
-    return f"A step is predicted to take {_time(step_s)}; {limit}."
+    where = f"stage {stage} on {plan.stages[stage].device}"
+    share = _ratio(busy_s, step_s)
+    return f"A step is predicted to take {spell_time(step_s)}; {where} is the bottleneck, busy {share:.0%} of it."
 
 
 def _cuts(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
@@ -55,8 +53,8 @@ def _cuts(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
         how = "which both devices spend on it" if link.occupies_device else "beside the computation"
         sentences.append(
             f"Stage {index} ends in {_place(last.module_path)} ({last.name}), stage {index + 1} begins in "
-            f"{_place(first.module_path)} ({first.name}); {len(names)} tensors of {_bytes(size_bytes)} leave "
-            f"stage {index} per microbatch, about {_time(seconds)} {how}, and their gradients come back."
+            f"{_place(first.module_path)} ({first.name}); {len(names)} tensors of {spell_bytes(size_bytes)} leave "
+            f"stage {index} per microbatch, about {spell_time(seconds)} {how}, and their gradients come back."
         )
     return sentences
 
@@ -74,7 +72,7 @@ def _sent(problem: PartitionProblem, plan: PartitionPlan, stage: int) -> list[st
 
 
 def _microbatch_count(problem: PartitionProblem, plan: PartitionPlan, candidates: Sequence[Candidate]) -> str:
-    chosen = f"{plan.microbatches} microbatches ({_SCHEDULE_NAMES[plan.schedule]})"
+    chosen = f"{plan.microbatches} microbatches ({SCHEDULE_NAMES[plan.schedule]})"
     if plan.microbatches == 1:
         chosen = "1 microbatch"
     best: dict[int, float] = {}
@@ -84,7 +82,7 @@ def _microbatch_count(problem: PartitionProblem, plan: PartitionPlan, candidates
     others = [f"{_outcome(best[n])} with {n}" for n in sorted(problem.costs) if n != plan.microbatches]
     if not others:
         return f"The batch is run as {chosen}, the only choice given."
-    return f"The batch is run as {chosen}: fewer leave devices waiting, more cost overhead ({', '.join(others)})."
+    return f"The batch is run as {chosen}; with other counts: {', '.join(others)}."
 
 
 def _alternatives(
@@ -99,9 +97,8 @@ def _alternatives(
         f"{_stages(n)}: {_outcome(score)}" for n, score in sorted(found.items()) if n != len(plan.stages)
     ]
     if even_step_s is not None:
-        tried.append(
-            f"as many operators on every stage: {_outcome(even_step_s)} ({even_step_s / step_s:.2f} times)"
-        )
+        times = _ratio(even_step_s, step_s)
+        tried.append(f"as many operators on every stage: {_outcome(even_step_s)} ({times:.2f} times)")
     return [f"Alternatives: {'; '.join(tried)}."] if tried else []
 
 
@@ -115,22 +112,13 @@ def _stages(count: int) -> str:
 
 
 def _outcome(score: float) -> str:
-    return _time(score) if score < INFEASIBLE else "does not fit in memory"
+    return spell_time(score) if score < INFEASIBLE else "does not fit in memory"
+
+
+def _ratio(part: float, whole: float) -> float:
+    """Of times; 1 if a step of a model that costs nothing takes none."""
+    return part / whole if whole else 1.0
 
 
 def _place(module_path: str) -> str:
     return f"`{module_path}`" if module_path else "the model itself"
-
-
-def _time(seconds: float) -> str:
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.0f} µs"
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, islice
+from itertools import combinations, islice, pairwise, product
 from math import comb
+from operator import add
 
 import numpy as np
 
@@ -24,7 +25,8 @@ _MOST_CUTS = 5_000
 _MOST_CELLS = 1_500_000
 _MOST_SEQUENCES = 24
 _REFINED = 6
-_SHIFTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+_PAIR_SHIFTS = tuple(sign * size for size in (1, 4, 16) for sign in (1, -1))
+_SHIFTS = tuple(sign * size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) for sign in (1, -1))
 # Shorter by less is not shorter: fewer stages and microbatches win.
 _SHORTER = 1 - 1e-9
 
@@ -187,21 +189,21 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def _all_bounds(length: int, stages: int) -> IntArray:
-    cuts = np.array(list(combinations(range(1, length), stages - 1)), dtype=np.int64)
-    ends = ((0, 0), (1, 1))
-    bounds_NB = np.pad(cuts.reshape(len(cuts), stages - 1), ends)
-    bounds_NB[:, -1] = length + 1
-    return bounds_NB.T
+    bounds = [(0, *cuts, length + 1) for cuts in combinations(range(1, length), stages - 1)]
+    return np.array(bounds, dtype=np.int64).T
 
 
 def _moves(bounds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Boundaries with one of them moved, or two neighbours together."""
+    """Boundaries with one of them moved, or two neighbours."""
     inner, end = bounds[1:-1], bounds[-1] - 1
-    for first in range(len(inner)):
-        for last in range(first + 1, min(first + 3, len(inner) + 1)):
-            for shift in (*_SHIFTS, *(-shift for shift in _SHIFTS)):
-                moved = (*inner[:first], *(b + shift for b in inner[first:last]), *inner[last:])
-                if all(a < b for a, b in zip((0, *moved), (*moved, end), strict=True)):
+    alone = [(shift,) for shift in _SHIFTS]
+    both = list(product(_PAIR_SHIFTS, repeat=2))
+    for shifts, places in ((alone, len(inner)), (both, len(inner) - 1)):
+        for place in range(places):
+            for shift in shifts:
+                stop = place + len(shift)
+                moved = (*inner[:place], *map(add, inner[place:stop], shift), *inner[stop:])
+                if all(a < b for a, b in pairwise((0, *moved, end))):
                     yield (0, *moved, bounds[-1])
 
 

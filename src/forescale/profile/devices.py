@@ -16,6 +16,7 @@ from forescale.core.clock import Clock, SystemClock
 from forescale.core.cluster import Cluster, Device, DeviceKind, Link
 from forescale.core.errors import InvalidInput
 from forescale.profile.cgroup import own_limits
+from forescale.profile.hardware import USABLE_MEMORY
 from forescale.profile.links import measure_cuda_link, measure_loopback
 
 DEFAULT_CPU_DEVICES = 4
@@ -95,8 +96,10 @@ def _count_devices(number: int | None) -> tuple[Device, ...]:
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if gpus:
         if number is not None and number > gpus:
+            there = "there is 1 GPU" if gpus == 1 else f"there are {gpus} GPUs"
             raise InvalidInput(
-                f"{number} devices were asked for and there are {gpus} GPUs; name CPU devices as 'cpu'"
+                f"{number} devices were asked for and {there}, which run one worker each; "
+                "ask for fewer, or set CUDA_VISIBLE_DEVICES= to use CPU cores instead"
             )
         return tuple(_cuda_device(index) for index in range(number or gpus))
     cores = allowed_cores()
@@ -114,7 +117,8 @@ def _cpu_devices(core_sets: Sequence[tuple[int, ...]]) -> tuple[Device, ...]:
 def _cuda_device(index: int) -> Device:
     if not torch.cuda.is_available() or index >= torch.cuda.device_count():
         raise InvalidInput(f"there is no GPU cuda:{index} here")
-    memory_bytes = torch.cuda.get_device_properties(index).total_memory
+    free_bytes, _ = torch.cuda.mem_get_info(index)
+    memory_bytes = int(USABLE_MEMORY * free_bytes)
     return Device(name=f"cuda{index}", kind=DeviceKind.CUDA, index=index, memory_bytes=memory_bytes)
 
 
@@ -190,6 +194,8 @@ def measure_devices(
     progress("links", 0.7)
     links = _measured_links(measured, clock)
     loopback = _measured_loopback(measured, clock, budget_s / 4)
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()  # the workers need the memory, this process no more
     progress("links", 1.0)
     default = loopback or next(iter(links.values()), cluster.default_link)
     return Cluster(devices=tuple(measured), default_link=default, links=links)

@@ -6,9 +6,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from chain_model import ChainCosts, batch, chain_graph
-from simulated_training import train
 
+from chain_model import ChainCosts, batch, chain_graph
 from forescale.cli.comparison import Phase, saved_s
 from forescale.cli.run_report import NO_PLOTS, write_report
 from forescale.control.costs import ProfiledCosts
@@ -16,6 +15,7 @@ from forescale.control.policy import Policy
 from forescale.control.report import TrainingReport
 from forescale.engine.messages import RunStarted, StepFinished
 from forescale.profile.model import ModelProfile
+from simulated_training import train
 
 STEPS, SLOW_FROM, LONG_FROM = 60, 20, 40
 PHASES = (
@@ -29,7 +29,7 @@ def simulated_report(*, adapt: bool = True) -> TrainingReport:
     """One device slows down, then batches get long; the real controller decides."""
     run = train(
         STEPS,
-        speeds=lambda step: {"cpu1": 0.4} if step >= SLOW_FROM else {},
+        speeds=lambda step: {"cpu1": 0.6} if step >= SLOW_FROM else {},
         lengths=lambda step: 256 if step >= LONG_FROM else 128,
         policy=Policy(adapt=adapt),
     )

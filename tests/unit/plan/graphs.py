@@ -77,7 +77,9 @@ class GraphBuilder:
         return name
 
     def buffer(self, name: str, elements: int) -> str:
-        self.buffers[name] = Buffer(name=name, aliases=(), shape=(elements,), dtype="float32", persistent=True)
+        self.buffers[name] = Buffer(
+            name=name, aliases=(), shape=(elements,), dtype="float32", persistent=True
+        )
         return name
 
     def save(self, name: str, *operators: int) -> None:
@@ -117,9 +119,7 @@ def chain(count: int, *, elements: int = 8, parameter_elements: int = 0) -> Mode
     builder = GraphBuilder()
     previous = "x"
     for index in range(count):
-        parameters = (
-            [builder.parameter(f"weight{index}", parameter_elements)] if parameter_elements else []
-        )
+        parameters = [builder.parameter(f"weight{index}", parameter_elements)] if parameter_elements else []
         previous = builder.add(
             f"op{index}", previous, elements=elements, parameters=parameters, module=f"layers.{index}"
         )

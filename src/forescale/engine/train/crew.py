@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
@@ -10,8 +11,8 @@ from typing import Any, NoReturn, Self
 
 import torch.distributed as dist
 
-from forescale.core.cluster import Cluster
-from forescale.core.errors import PeerGone, RunFailed, WorkerLost
+from forescale.core.cluster import Cluster, DeviceKind
+from forescale.core.errors import InvalidInput, PeerGone, RunFailed, WorkerLost
 from forescale.engine.backend import ProcessBackend, ProcessHandle, ProcessSpec
 from forescale.engine.channel import ChannelServer, Message
 from forescale.engine.local import LocalBackend
@@ -22,6 +23,8 @@ _STOP_GRACE_S = 5.0
 
 WORKER_ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
+    # Queues of a GPU: with fewer than streams, a transfer that waits could hold up another it waits for.
+    "CUDA_DEVICE_MAX_CONNECTIONS": "32",
     # Activations come and go with every microbatch: glibc keeps their pages instead of giving them back to
     # the kernel and faulting them in again.
     "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
@@ -30,8 +33,27 @@ WORKER_ENVIRONMENT = {
 }
 
 
+def check_reachable(cluster: Cluster) -> None:
+    """Checks that workers on these devices can send each other tensors.
+
+    Raises:
+        InvalidInput: they cannot.
+    """
+    gpus = [device.index for device in cluster.devices if device.kind is DeviceKind.CUDA]
+    if gpus and len(gpus) < len(cluster.devices):
+        raise InvalidInput(
+            "CPU and GPU devices cannot train one model together, because NCCL reaches no CPU; "
+            "use GPUs only, or CPUs only"
+        )
+    if len(set(gpus)) < len(gpus):
+        raise InvalidInput("two devices are the same GPU, on which NCCL runs one worker; use each GPU once")
+
+
 class Crew:
     """One worker per device; a context manager that ends every process it started.
+
+    Raises:
+        InvalidInput: the devices cannot train together.
 
     Attributes:
         names: of the devices, in the cluster's order.
@@ -39,6 +61,7 @@ class Crew:
     """
 
     def __init__(self, cluster: Cluster, directory: Path) -> None:
+        check_reachable(cluster)
         self._cluster = cluster
         self._directory = directory
         self.names = [device.name for device in cluster.devices]
@@ -49,8 +72,15 @@ class Crew:
         self._backend: ProcessBackend = LocalBackend(
             invitation=self._channel.invitation, log_dir=self._directory / "workers"
         )
+        # A listening socket of our own, because TCPStore's would listen on every interface.
+        listener = socket.create_server(("127.0.0.1", 0))
         self._store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage] - it is documented
-            "127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=START_LIMIT_S)
+            "127.0.0.1",
+            listener.getsockname()[1],
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=START_LIMIT_S),
+            master_listen_fd=listener.detach(),
         )
         try:
             self._handles = [self._start(rank) for rank in range(len(self.names))]

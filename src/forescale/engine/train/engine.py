@@ -83,6 +83,7 @@ class TrainingEngine:
         self._task: TrainingTask
         self._captured: CapturedModel
         self._plan: PartitionPlan
+        self._fed: Mapping[str, tuple[str, ...]]  # device -> the batch inputs its stage reads
         self._steps: dict[int, _StepInFlight] = {}
         self._switches: dict[int, _Switch] = {}
         self._next_switch: int | None = None
@@ -112,7 +113,7 @@ class TrainingEngine:
         """Waits for the workers and tells them what they will train."""
         self._task, self._captured = task, captured
         self._answers("ready", START_LIMIT_S)
-        buffers = {n: v.detach() for n, v in captured.state.items() if n in captured.graph.buffers}
+        buffers = {n: v.detach().cpu() for n, v in captured.state.items() if n in captured.graph.buffers}
         assignment = Assignment(
             captured=replace(captured, state=buffers),
             optimizer=template,
@@ -142,7 +143,7 @@ class TrainingEngine:
 
     def start(self, plan: PartitionPlan, checkpoint: Checkpoint | None = None) -> None:
         """Gives every worker its part of the model, with the state of ``checkpoint`` if there is one."""
-        self._plan = plan
+        self._enact(plan)
         held = holders(self._captured.graph, plan)
         persistent = set(checkpoint.names()) if checkpoint else set[str]()
         header = {
@@ -198,13 +199,17 @@ class TrainingEngine:
             "bindings": [self._captured.graph.part(binding, rows, part) for part in parts],
             "weights": self._weights(batch, parts),
         }
+        last = self._plan.stages[-1].device
         for name in self._names:
-            index = next((i for i, stage in enumerate(self._plan.stages) if stage.device == name), None)
-            fed = wire(self._captured.graph, self._plan, index).fed if index is not None else ()
-            last = index == len(self._plan.stages) - 1
-            meta, frames = encode_batch({n: inputs[n] for n in fed}, batch if last else None)
+            fed = {n: inputs[n] for n in self._fed.get(name, ())}
+            meta, frames = encode_batch(fed, batch if name == last else None)
             self._crew.send(name, {**header, "tensors": meta}, frames)
         self._steps_since_prepare += 1
+
+    def _enact(self, plan: PartitionPlan) -> None:
+        self._plan = plan
+        graph = self._captured.graph
+        self._fed = {stage.device: wire(graph, plan, i).fed for i, stage in enumerate(plan.stages)}
 
     def _weights(self, batch: Batch, parts: Sequence[int]) -> list[float]:
         if self._task.weight is None:
@@ -230,7 +235,7 @@ class TrainingEngine:
         if due:
             switch.step, switch.before = step, self._plan
             self._crew.broadcast({"type": "switch", "plan": self._next_switch})
-            self._plan = switch.command.plan
+            self._enact(switch.command.plan)
             self._next_switch = None
 
     def checkpoint(self, step: int) -> None:

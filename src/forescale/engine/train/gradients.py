@@ -23,7 +23,8 @@ def sum_tied(
             continue
         parameter = parameters[name]
         own = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
-        others = {rank: torch.empty_like(own) for rank in ranks if rank != peers.rank}
+        room = torch.contiguous_format  # whatever the layout of ``own``, it is sent like that
+        others = {rank: torch.empty_like(own, memory_format=room) for rank in ranks if rank != peers.rank}
         works = [peers.receive(gradient, rank) for rank, gradient in others.items()]
         works += [peers.send(own, rank) for rank in others]
         for work in works:

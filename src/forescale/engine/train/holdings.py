@@ -18,7 +18,7 @@ _ALIGNMENT_BYTES = 64
 _LARGE_BYTES = 1 << 18  # from here on, a message of its own costs less than a copy
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Holdings:
     """Everything of the model that lives on one worker.
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from forescale.core.errors import TaskFailed
 from forescale.engine.train.task import TrainingTask
@@ -59,21 +60,47 @@ def optimizer_template(task: TrainingTask, parameters: Mapping[str, torch.Tensor
                     "the optimizer holds a parameter that is not the model's; pass model.parameters()"
                 )
             group_of[names[id(parameter)]] = index
+    _check_scheduler(task, optimizer)
     return OptimizerTemplate(
         optimizer=_emptied(optimizer), group_of=group_of, state_ratio=_state_ratio(optimizer)
     )
+
+
+def _check_scheduler(task: TrainingTask, optimizer: Optimizer) -> None:
+    if task.scheduler is None:
+        return
+    if not callable(task.scheduler):
+        raise TaskFailed("scheduler must be a callable that makes one from the optimizer")
+    try:
+        _check_steps_alone(task.scheduler(_emptied(optimizer)))
+    except TaskFailed:
+        raise
+    except Exception as error:
+        raise TaskFailed(f"the scheduler could not be made: {error}") from error
+
+
+def _check_steps_alone(scheduler: object) -> None:
+    if isinstance(scheduler, ReduceLROnPlateau) or not isinstance(scheduler, LRScheduler):
+        raise TaskFailed(
+            f"{type(scheduler).__name__} needs more than the number of steps; use another scheduler"
+        )
 
 
 def _made(task: TrainingTask) -> Optimizer:
     if not callable(task.optimizer):
         raise TaskFailed("optimizer must be a torch optimizer, or a callable that makes one from parameters")
     try:
-        optimizer: object = task.optimizer(list(task.model.parameters()))
+        return _checked(task.optimizer(list(task.model.parameters())))
+    except TaskFailed:
+        raise
     except Exception as error:
         raise TaskFailed(f"the optimizer could not be made: {error}") from error
-    if not isinstance(optimizer, Optimizer):
-        raise TaskFailed(f"the optimizer callable returned {type(optimizer).__name__}, not a torch optimizer")
-    return optimizer
+
+
+def _checked(made: object) -> Optimizer:
+    if not isinstance(made, Optimizer):
+        raise TaskFailed(f"the optimizer callable returned {type(made).__name__}, not a torch optimizer")
+    return made
 
 
 def _emptied(optimizer: Optimizer) -> Optimizer:
@@ -118,6 +145,14 @@ class WorkerOptimizer:
         self.optimizer.param_groups[self._group_of[name]]["params"].append(parameter)
         if state:
             self.optimizer.state[parameter] = state
+
+    def placed(self, state: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+        """Saved state on the device; scalars such as step counts only if the optimizer reads them there."""
+        whole = self.optimizer.defaults.get("fused") or self.optimizer.defaults.get("capturable")
+        return {
+            key: value.to(device) if isinstance(value, torch.Tensor) and (whole or value.dim()) else value
+            for key, value in state.items()
+        }
 
     def state(self, parameter: nn.Parameter) -> dict[str, Any]:
         return self.optimizer.state.get(parameter, {})

@@ -59,7 +59,7 @@ class Reached:
                 results[name].register_hook(lambda _, name=name: self._used.add(name))
 
     def untouched(self) -> frozenset[str]:
-        """Parameters the step's loss does not depend on; every stage of a plan calls it after its backwards."""
+        """Parameters the step's loss does not depend on; every stage calls it after its backwards."""
         if not self._certain:
             self._exchange()
         return self._untouched(frozenset(self._used))

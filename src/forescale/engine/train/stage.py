@@ -211,7 +211,10 @@ class StageExecutor:
                 for stage in stages:
                     running.sends.append(
                         self._peers.send(
-                            results[name].detach(), self._ranks[stage], tag=self._tag(name, index)
+                            results[name].detach(),
+                            self._ranks[stage],
+                            back=False,
+                            tag=self._tag(name, index),
                         )
                     )
 
@@ -251,10 +254,8 @@ class StageExecutor:
             else nullcontext()
         )
         with casting:
-            loss = self._assignment.loss(self._assignment.captured.output.rebuild(results), microbatch.batch)
-        if not isinstance(loss, torch.Tensor) or loss.dim():
-            raise TaskFailed("loss(output, batch) must return a scalar tensor")
-        return loss * microbatch.weight
+            output = self._assignment.captured.output.rebuild(results)
+            return _scalar(self._assignment.loss(output, microbatch.batch)) * microbatch.weight
 
     def _backward(self, step: int, index: int, microbatch: Microbatch) -> None:
         gradients = self._take(Phase.BACKWARD, index)
@@ -301,3 +302,9 @@ class StageExecutor:
     def _finish_sends(sends: list[Work], *, leave: int = 0) -> None:
         while len(sends) > leave:
             sends.pop(0).wait()
+
+
+def _scalar(loss: object) -> torch.Tensor:
+    if not isinstance(loss, torch.Tensor) or loss.dim():
+        raise TaskFailed("loss(output, batch) must return a scalar tensor")
+    return loss

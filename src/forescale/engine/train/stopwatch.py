@@ -21,7 +21,8 @@ class Activity(StrEnum):
 class Stopwatch:
     """Seconds per activity since the last :meth:`reset`.
 
-    On a GPU, computing is timed by events on its stream; waiting and handing over by the host's clock.
+    On a GPU, computing and waiting are timed by events on its stream, where both happen; handing over, which
+    other streams do meanwhile, by the host's clock.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -31,7 +32,7 @@ class Stopwatch:
 
     @contextmanager
     def time(self, activity: Activity) -> Generator[None]:
-        if self._on_gpu and activity not in (Activity.TRANSFER, Activity.WAIT):
+        if self._on_gpu and activity is not Activity.TRANSFER:
             first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             first.record()
             yield

@@ -124,7 +124,8 @@ class _Worker:
         if path := message.header["checkpoint"]:
             checkpoint = Checkpoint(Path(path))
             values |= checkpoint.model(n for n in mine if n not in values)
-            states = checkpoint.optimizer(mine)
+            optimizer, device = self._holdings.optimizer, self._peers.device
+            states = {n: optimizer.placed(s, device) for n, s in checkpoint.optimizer(mine).items()}
         for name in mine:
             self._holdings.hold(name, values[name], states.get(name))
         self._resume_schedule(message.header)
@@ -159,6 +160,9 @@ class _Worker:
 
     def _step(self, message: Message) -> None:
         header, cpu_start_s = message.header, time.process_time()
+        on_gpu = self._peers.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats()
         step, rows = header["step"], header["rows"]
         with self._stopwatch.time(Activity.TRANSFER):
             inputs, batch = decode_batch(message, self._peers.device)
@@ -182,7 +186,7 @@ class _Worker:
             transfer_s=spent[Activity.TRANSFER],
             wait_s=spent[Activity.WAIT],
             cpu_s=time.process_time() - cpu_start_s,
-            memory_bytes=torch.cuda.max_memory_allocated() if self._peers.device.type == "cuda" else 0,
+            memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else 0,
         )
         self._channel.send(
             {
@@ -237,6 +241,7 @@ class _Worker:
             preparation.landing,
         )
         self._take_over(preparation.plan, compiled)
+        self._peers.settle()
         pause_s = time.monotonic() - start_s
         self._channel.send(
             {

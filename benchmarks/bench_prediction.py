@@ -1,0 +1,70 @@
+"""Predicted step time against measured, over splits nobody chose for being easy to predict.
+
+Operators are timed once, as ``forescale train`` does; then the same workers run one split after the other.
+
+    python benchmarks/bench_prediction.py [--out FILE.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from forced import ForcedRun, cut_plan
+from table import environment, write_table
+from workloads import gpt_task
+
+from forescale.control.planner import Planner
+from forescale.control.preparation import capture_task, prepare
+from forescale.engine.train.engine import TrainingEngine
+from forescale.plan.partition_plan import Schedule
+from forescale.profile.devices import find_cluster
+
+SIZES = {"width": 320, "layers": 6, "rows": 16, "length": 96}
+SHARES = (0.25, 0.35, 0.42, 0.5, 0.58, 0.65, 0.75)
+MICROBATCHES = (4, 8, 16)
+STEPS, WARM_UP = 6, 2
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "prediction.md")
+    out = parser.parse_args().out
+    cluster = find_cluster(2)
+    task = gpt_task(**SIZES, count=400)
+    rows, errors = [], []
+    with tempfile.TemporaryDirectory() as folder, TrainingEngine(cluster, Path(folder)) as engine:
+        prepared = prepare(task, iter(task.batches), cluster, engine, None, print)
+        batches = list(prepared.batches)
+        binding = prepared.describe(batches[0])
+        run = ForcedRun(engine, capture_task(task, batches[0])[0], batches)
+        planner = Planner(prepared.costs)
+        count = len(run.graph.operators)
+        plans = [
+            replace(cut_plan(run.graph, cluster, (round(share * count),), microbatches), schedule=schedule)
+            for microbatches in MICROBATCHES
+            for share in SHARES
+            for schedule in (Schedule.ONE_F_ONE_B,)
+        ]
+        run.start(plans[0])
+        for index, plan in enumerate(plans):
+            run.steps(STEPS, {index * STEPS: plan} if index else None)
+            measured_s = statistics.median(s.step_s for s in run.outcome.steps[index * STEPS + WARM_UP :])
+            predicted_s = planner.prediction(plan, binding, {}).step_s
+            errors.append(predicted_s / measured_s - 1)
+            cut = len(plan.stages[0].operators)
+            rows.append(
+                (f"{cut} of {count}", plan.microbatches, f"{predicted_s * 1e3:.0f}", f"{measured_s * 1e3:.0f}", f"{errors[-1]:+.1%}")
+            )
+        engine.close()
+    rows.append((f"median of |error|, {len(plans)} splits", "", "", "", f"{statistics.median(map(abs, errors)):.1%} (asked ≤ 8%)"))
+    rows.append(("worst", "", "", "", f"{max(map(abs, errors)):.1%}"))
+    header = ("operators on the first device", "microbatches", "predicted, ms", "measured, ms", "error")
+    write_table(out, "Predicted step time", environment(seed=0), header, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Traces a model's training forward with ``torch.export`` into functional operators.
+
+Three things the export would silently get wrong are put right or refused here: assigned buffers are lost,
+gradients flow through ``no_grad`` regions, and a custom ``autograd.Function`` loses its backward.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+from torch.export import Dim, ExportedProgram
+
+from forescale.core.errors import CaptureFailed
+from forescale.graph.node import target_name
+
+
+def export(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], autocast: torch.dtype | None
+) -> ExportedProgram:
+    """Exports ``model(*args, **kwargs)``; names in the result begin with ``model.``.
+
+    Raises:
+        CaptureFailed: the forward cannot be traced; names the operator and the user's line if it can.
+    """
+
+    def dynamic(leaf: Any) -> Any:
+        return dict.fromkeys(range(leaf.dim()), Dim.AUTO) if isinstance(leaf, torch.Tensor) else None
+
+    args, kwargs = _as_fed(args, kwargs)
+    shapes = (pytree.tree_map(dynamic, args), pytree.tree_map(dynamic, kwargs))
+    # Casts of a cached weight would be shared by distant operators, and so cross cuts as whole weights.
+    casting = torch.autocast("cpu", autocast, cache_enabled=False) if autocast else nullcontext()
+    with casting, _quiet(), _no_custom_backward():
+        try:
+            exported = torch.export.export(_Traced(model), (args, kwargs), dynamic_shapes=shapes, strict=False)
+            _inline_no_grad(exported)
+            return exported.run_decompositions({torch.ops.aten.copy.default: _copy})
+        except CaptureFailed:
+            raise
+        except Exception as error:  # torch.export raises many kinds, and the model's own errors
+            raise _capture_failed(error) from error
+
+
+class _Traced(nn.Module):
+    """The model with only tensors, numbers and their standard containers in its output.
+
+    ``transformers`` models return caches by default, which training has no use for.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        before = dict(self.model.named_buffers(remove_duplicate=False))
+        output = self.model(*args, **kwargs)
+        _write_back(self.model, before)
+        kept = (torch.Tensor, bool, int, float, str)
+        return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, kept) else None, output)
+
+
+def _write_back(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
+    """Turns ``self.buffer = value`` into a change of the buffer's tensor, which the export does not lose."""
+    for name, buffer in before.items():
+        path, _, last = name.rpartition(".")
+        owner = model.get_submodule(path)
+        if getattr(owner, last) is not buffer:
+            buffer.copy_(getattr(owner, last).detach())
+            setattr(owner, last, buffer)
+
+
+def _copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:  # noqa: ARG001 - the operator's signature
+    """``aten.copy`` has no derivative; what it is made of has."""
+    return source.to(target.dtype).expand_as(target)
+
+
+def _as_fed(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example as a worker will see a batch: contiguous, and with at least two rows.
+
+    Other strides would become conditions of the export, and an axis of size 1 a constant.
+    """
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    double = any(t.dim() and t.shape[0] == 1 for t in tensors)
+
+    def fed(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        leaf = leaf.detach().contiguous()
+        return torch.cat([leaf, leaf]) if double and leaf.dim() and leaf.shape[0] == 1 else leaf
+
+    return pytree.tree_map(fed, (args, kwargs))
+
+
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Keeps torch's remarks about its internals, and its prints of half a graph, from the user."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+@contextmanager
+def _no_custom_backward() -> Generator[None]:
+    """Refuses the user's ``autograd.Function`` s: the export records what their forward does, and no more.
+
+    torch's own (checkpointing) have the backward that follows from their forward.
+    """
+    original = torch.autograd.Function.apply.__func__
+
+    def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if not cls.__module__.startswith("torch."):
+            raise CaptureFailed("an autograd.Function has a backward of its own", operator=cls.__name__)
+        return original(cls, *args, **kwargs)
+
+    torch.autograd.Function.apply = classmethod(apply)
+    try:
+        yield
+    finally:
+        torch.autograd.Function.apply = classmethod(original)
+
+
+def _capture_failed(error: Exception) -> CaptureFailed:
+    graph: torch.fx.Graph | None = getattr(getattr(error, "partial_fx_graph", None), "graph", None)
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    operator = str(getattr(error, "func", "")) or None
+    if "data-dependent" in reason or isinstance(error, torch._subclasses.fake_tensor.DataDependentOutputException):
+        reason = "control flow depends on the values in a tensor; use torch.where, or move it out of the model"
+        operator = _decisive_operator(graph) if graph is not None else operator
+    return CaptureFailed(reason, operator=operator, source=user_line(error))
+
+
+def _decisive_operator(graph: torch.fx.Graph) -> str | None:
+    """The operator whose result Python asked for: the last one, before the tensor is made a bool."""
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    if not calls:
+        return None
+    node = calls[-1]
+    while target_name(node) in ("aten.item.default", "aten._local_scalar_dense.default", "aten.ne.Scalar"):
+        earlier = node.args[0]
+        if not isinstance(earlier, torch.fx.Node) or earlier.op != "call_function":
+            break
+        node = earlier
+    return target_name(node)
+
+
+def user_line(error: BaseException) -> str | None:
+    """``file:line`` of the innermost frame of an error that is neither torch's nor ours."""
+    found: str | None = None
+    trace = error.__traceback__
+    while trace:
+        file = trace.tb_frame.f_code.co_filename
+        if "/torch/" not in file and "/forescale/graph/" not in file and not file.startswith("<"):
+            found = f"{file}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
+
+
+def _inline_no_grad(exported: ExportedProgram) -> None:
+    """Replaces ``no_grad`` regions by their operators, detached where they leave the region.
+
+    ``run_decompositions`` inlines such regions too, but forgets that no gradient flows through them.
+    """
+    module = exported.graph_module
+    for node in list(module.graph.nodes):
+        if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled:
+            continue
+        enabled, body, *operands = node.args
+        inner: torch.fx.GraphModule = getattr(module, body.target)
+        if enabled:
+            raise CaptureFailed("torch.enable_grad inside torch.no_grad is not supported")
+        mapping: dict[torch.fx.Node, Any] = {}
+        placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
+        mapping.update(zip(placeholders, operands, strict=True))
+        with module.graph.inserting_before(node):
+            results = module.graph.graph_copy(inner.graph, mapping)
+            detached = [_detach(module.graph, r) for r in results]
+        for user in list(node.users):
+            user.replace_all_uses_with(detached[user.args[1]])
+            module.graph.erase_node(user)
+        module.graph.erase_node(node)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+
+
+def _detach(graph: torch.fx.Graph, value: Any) -> Any:
+    if not isinstance(value, torch.fx.Node) or not isinstance(value.meta.get("val"), torch.Tensor):
+        return value
+    node = graph.call_function(torch.ops.aten.detach.default, (value,))
+    node.meta = dict(value.meta)
+    return node
+
+
+def conditions(exported: ExportedProgram) -> tuple[str, ...]:
+    """What the shape of a batch must fulfil to take the path through the forward that was traced.
+
+    Returns:
+        Expressions over the graph's symbols; none of them is negative for such a batch. Inequalities
+        (``Ne``) are left out: almost all of them only tell broadcasting from the general case.
+    """
+    values = [n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder"]
+    mode = next((v.fake_mode for v in values if isinstance(v, torch._subclasses.FakeTensor)), None)
+    if mode is None or mode.shape_env is None:
+        return ()
+    forms = {"LessThan": "{1} - ({0})", "StrictLessThan": "{1} - ({0}) - 1", "Equality": "-Abs({0} - ({1}))"}
+    forms |= {"GreaterThan": "{0} - ({1})", "StrictGreaterThan": "{0} - ({1}) - 1"}
+    found: dict[str, None] = {}
+    for guard in mode.shape_env.guards:
+        expression = mode.shape_env.replace(guard.expr)  # symbols that proved equal to others are gone
+        form = forms.get(type(expression).__name__)
+        if form is not None:
+            found[form.format(*map(str, expression.args))] = None
+    return tuple(found)

@@ -1,0 +1,168 @@
+"""What the planner computes for thousands of splits at once, for one split in the plainest way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from forescale.graph.model import ModelGraph
+from forescale.plan.partition_plan import Schedule, Stage
+from forescale.plan.problem import PartitionProblem
+from forescale.plan.schedule import Phase, schedule_order
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    problem: PartitionProblem
+    stages: Sequence[Stage]
+    count: int
+    schedule: Schedule
+
+    @property
+    def graph(self) -> ModelGraph:
+        return self.problem.graph
+
+    @property
+    def costs(self):
+        return self.problem.costs[self.count]
+
+    def device(self, stage: int) -> int:
+        return [d.name for d in self.problem.cluster.devices].index(self.stages[stage].device)
+
+    def stage_of(self, operator: int) -> int:
+        return next(i for i, s in enumerate(self.stages) if operator in s.operators)
+
+    def readers(self, name: str) -> set[int]:
+        """Stages that read a tensor; the last one reads the outputs, for the loss."""
+        stages = {self.stage_of(consumer) for consumer in self.graph.tensors[name].consumers}
+        return stages | {len(self.stages) - 1} if name in self.graph.outputs else stages
+
+    def sent(self, source: int, target: int) -> list[str]:
+        """Tensors one stage sends another one; gradients if ``source > target``."""
+        if source > target:
+            return [n for n in self.sent(target, source) if self.graph.tensors[n].requires_grad]
+        return [
+            name
+            for name, tensor in self.graph.tensors.items()
+            if tensor.producer is not None
+            and self.stage_of(tensor.producer) == source != target
+            and target in self.readers(name)
+        ]
+
+    def seconds(self, stage: int, phase: Phase) -> float:
+        device, costs = self.device(stage), self.costs
+        operators = list(self.stages[stage].operators)
+        is_last = stage == len(self.stages) - 1
+        forward_s = costs.forward_s_DO[device, operators].sum() + is_last * costs.loss_forward_s_D[device]
+        if phase is Phase.FORWARD:
+            return float(forward_s)
+        backward_s = costs.backward_s_DO[device, operators].sum() + is_last * costs.loss_backward_s_D[device]
+        return float(backward_s + self.stages[stage].recompute * forward_s)
+
+    def held_parameters(self, stage: int) -> set[str]:
+        return {p for o in self.stages[stage].operators for p in self.graph.operators[o].parameters}
+
+    def bytes_of(self, parameters: set[str], *, trainable: bool = False) -> float:
+        chosen = [self.graph.parameters[name] for name in parameters]
+        return sum(4 * p.shape[0] for p in chosen if p.trainable or not trainable)
+
+    def step_s(self) -> float:
+        count = len(self.stages)
+        orders = [schedule_order(self.schedule, s, count, self.count) for s in range(count)]
+        done = [0] * count
+        free_s = [0.0] * count
+        ready_s: dict[tuple[int, int, int], float] = {}
+        link_free_s: dict[tuple[int, int], float] = {}
+        while any(done[s] < len(orders[s]) for s in range(count)):
+            for stage in range(count):
+                if done[stage] == len(orders[stage]):
+                    continue
+                phase, microbatch = orders[stage][done[stage]]
+                forward = phase is Phase.FORWARD
+                sources = range(stage) if forward else range(count - 1, stage, -1)
+                sources = [s for s in sources if self.sent(s, stage)]
+                if any((s, stage, microbatch) not in ready_s for s in sources):
+                    continue
+                time_s = free_s[stage]
+                for source in sources:
+                    time_s = max(time_s, ready_s[source, stage, microbatch])
+                    time_s += self.link(source, stage).occupies_device * self.message_s(source, stage)
+                time_s += self.seconds(stage, phase)
+                for target in range(stage + 1, count) if forward else range(stage - 1, -1, -1):
+                    if not self.sent(stage, target):
+                        continue
+                    ready_s[stage, target, microbatch] = time_s
+                    if self.link(stage, target).occupies_device:
+                        time_s += self.message_s(stage, target)
+                    else:
+                        arrival_s = max(time_s, link_free_s.get((stage, target), 0)) + self.message_s(
+                            stage, target
+                        )
+                        ready_s[stage, target, microbatch] = link_free_s[stage, target] = arrival_s
+                free_s[stage] = time_s
+                done[stage] += 1
+        return self.end_s(free_s)
+
+    def link(self, source: int, target: int):
+        return self.problem.cluster.link(self.stages[source].device, self.stages[target].device)
+
+    def message_s(self, source: int, target: int) -> float:
+        return sum(
+            self.link(source, target).transfer_s(self.costs.tensor_bytes[n])
+            for n in self.sent(source, target)
+        )
+
+    def end_s(self, free_s: list[float]) -> float:
+        stages = range(len(self.stages))
+        after_s = []
+        for stage in stages:
+            time_s = free_s[stage]
+            exchange_s = 0.0
+            for other in stages:
+                shared = self.held_parameters(stage) & self.held_parameters(other)
+                if other != stage and (size_bytes := self.bytes_of(shared, trainable=True)):
+                    time_s = max(time_s, free_s[other])
+                    link = self.link(stage, other)
+                    exchange_s += link.transfer_s(size_bytes) * (2 if link.occupies_device else 1)
+            after_s.append(time_s + exchange_s)
+        if self.problem.clips_norm:
+            latency_s = max(self.link(a, b).latency_s for a in stages for b in stages)
+            after_s = [max(after_s) + 2 * (len(stages) - 1) * latency_s] * len(stages)
+        return self.problem.step_overhead_s + max(
+            after_s[s]
+            + self.bytes_of(self.held_parameters(s), trainable=True)
+            * float(self.problem.optimizer_s_per_byte_D[self.device(s)])
+            for s in stages
+        )
+
+    def memory_bytes(self, stage: int) -> float:
+        graph, costs = self.graph, self.costs
+        own = set(self.stages[stage].operators)
+        is_last = stage == len(self.stages) - 1
+        parameters = self.held_parameters(stage)
+        buffers = {b for o in own for b in graph.operators[o].buffers}
+        fixed = self.bytes_of(parameters) + sum(4 * graph.buffers[b].shape[0] for b in buffers)
+        fixed += (1 + self.problem.optimizer_state_ratio) * self.bytes_of(parameters, trainable=True)
+        fixed += max(costs.workspace_bytes_O[list(own)])
+        fixed += self.count * sum(
+            costs.tensor_bytes[n]
+            for n, t in graph.tensors.items()
+            if t.producer is None and own & set(t.consumers)
+        )
+        received = {n for s in range(stage) for n in self.sent(s, stage)}
+        sent = {n for t in range(stage + 1, len(self.stages)) for n in self.sent(stage, t)}
+        kept: dict[str, float] = {}
+        for saved, size_bytes in zip(graph.saved, costs.saved_bytes_R, strict=True):
+            made_here = saved.name not in graph.tensors or graph.tensors[saved.name].producer in own
+            if made_here and own & set(saved.operators):
+                kept[saved.name] = float(size_bytes)
+        loss = is_last * costs.loss_saved_bytes
+        of = costs.tensor_bytes
+        ahead = self.count
+        if self.schedule is Schedule.ONE_F_ONE_B:
+            ahead = min(len(self.stages) - stage, self.count)
+        inputs = sum(of[n] for n in received)
+        if self.stages[stage].recompute:
+            return fixed + ahead * (inputs + sum(of[n] for n in sent)) + sum(kept.values()) + loss
+        outputs = sum(of[n] for n in sent - kept.keys())
+        return fixed + ahead * (inputs + outputs + sum(kept.values()) + loss)
