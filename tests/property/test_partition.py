@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import combinations, pairwise, permutations
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 from forescale.core.cluster import Link
 from forescale.core.errors import InfeasiblePlan
 from forescale.graph.model import ModelGraph
+from forescale.plan.evaluation import Mode, Pricing, evaluate
+from forescale.plan.line import Line, cut
 from forescale.plan.order import gather_atoms, linear_orders
 from forescale.plan.partition import partition, predict
 from forescale.plan.partition_plan import Schedule, Stage
 from forescale.plan.problem import PartitionProblem
+from forescale.plan.workload import tabulate
 from unit.plan.graphs import GraphBuilder, problem
 from unit.plan.reference import Split
 
@@ -108,6 +112,11 @@ def splits(request: PartitionProblem, most_stages: int):
                             yield split, microbatches, schedule
 
 
+def assert_best(step_s: float, best_s: float) -> None:
+    """A simpler plan may be preferred to one that is shorter by less than 0.1 %."""
+    assert best_s * (1 - 1e-9) <= step_s <= best_s * (1.001 + 1e-9)
+
+
 @relaxed(60)
 @given(st.data())
 def test_prediction_equals_the_plain_simulation(data) -> None:
@@ -129,7 +138,7 @@ def test_two_stages_are_the_best_of_all(request: PartitionProblem) -> None:
         Split(problem=request, stages=split, count=microbatches, schedule=schedule).step_s()
         for split, microbatches, schedule in splits(request, 2)
     )
-    assert partition(request).prediction.step_s == pytest.approx(best_s, rel=1e-6)
+    assert_best(partition(request).prediction.step_s, best_s)
 
 
 @relaxed(15)
@@ -137,10 +146,10 @@ def test_two_stages_are_the_best_of_all(request: PartitionProblem) -> None:
 def test_three_stages_are_the_best_of_all(request: PartitionProblem) -> None:
     assume(len(gather_atoms(request.graph).members) >= 3)
     best_s = min(predict(request, *split).step_s for split in splits(request, 3))
-    assert partition(request).prediction.step_s == pytest.approx(best_s, rel=1e-6)
+    assert_best(partition(request).prediction.step_s, best_s)
 
 
-@relaxed(40)
+@relaxed(25)
 @given(problems(devices=2, memory=True))
 def test_memory_is_kept_or_the_answer_says_what_is_missing(request: PartitionProblem) -> None:
     assume(len(gather_atoms(request.graph).members) >= 2)
@@ -161,7 +170,7 @@ def test_memory_is_kept_or_the_answer_says_what_is_missing(request: PartitionPro
             fitting.append(prediction.step_s)
     if fitting:
         plan = partition(request)
-        assert plan.prediction.step_s == pytest.approx(min(fitting), rel=1e-6)
+        assert_best(plan.prediction.step_s, min(fitting))
         assert all(p.memory_bytes <= capacity_bytes for p in plan.prediction.stages)
     else:
         with pytest.raises(InfeasiblePlan) as caught:
@@ -182,3 +191,33 @@ def test_plans_are_splits_and_predict_agrees(request: PartitionProblem) -> None:
     for group in request.graph.colocated:
         assert sum(not set(group).isdisjoint(stage.operators) for stage in plan.stages) == 1
     assert plan == partition(request)
+
+
+@relaxed(6)
+@given(st.data())
+def test_too_many_cuts_to_try_are_cut_nearly_as_well(data) -> None:
+    """Three stages of 70 operators on unlike devices: proposals and refinement against all cuts."""
+    builder = GraphBuilder()
+    names = ["x"]
+    for index in range(70):
+        inputs = {names[-1], data.draw(st.sampled_from(names[-6:]))}
+        elements = data.draw(st.sampled_from([64, 512, 4096]))
+        names.append(builder.add(f"op{index}", *sorted(inputs), elements=elements))
+    request = problem(
+        builder.build([names[-1]], {"x": 64}),
+        speeds=(1.0, 0.7, 0.4),
+        seconds=[data.draw(st.sampled_from([0.0001, 0.001, 0.01, 0.05])) for _ in range(70)],
+        counts=(4,),
+        link=Link(bandwidth_bytes_per_s=1e7, latency_s=1e-4, occupies_device=True),
+    )
+    workload = tabulate(request)
+    cuts = list(combinations(range(1, 70), 2))
+    splits = cut([Line(workload, range(70), 70)], [np.array([(0, *c, 71) for c in cuts]).T])
+    mode = Mode(choice=0, microbatches=4, schedule=Schedule.ONE_F_ONE_B)
+    best_s = min(
+        evaluate(
+            Pricing.of(request), splits, np.repeat(np.array(devices)[:, None], len(cuts), 1), mode
+        ).score_N.min()
+        for devices in permutations(range(3))
+    )
+    assert partition(request).prediction.step_s <= 1.05 * best_s

@@ -9,9 +9,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 import typer.main
+from typer.core import TyperGroup
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src" / "forescale"
@@ -143,7 +143,7 @@ def test_every_command_is_in_the_readme() -> None:
     from forescale.cli.main import app  # noqa: PLC0415 - only this test needs the command line
 
     group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
+    assert isinstance(group, TyperGroup)
     assert group.commands
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert [name for name in group.commands if f"`forescale {name}" not in readme] == []

@@ -85,7 +85,7 @@ def train_contested(
 
     Args:
         like: without it, the run adapts, and as many processes compete as it takes to slow the device
-            down; with it, the plan stays, and they compete as they did in that run.
+            down; with it, that run's first plan stays, and they compete as they did then.
         on_competitor: called with their number and the device's name when there is one more.
     """
     device = cluster.devices[-1]
@@ -102,6 +102,7 @@ def train_contested(
             steps=course.steps,
             devices=cluster,
             adapt=like is None,
+            plan=like.report.plans[0] if like else None,
             directory=directory,
             on_event=note,
             on_progress=on_progress,

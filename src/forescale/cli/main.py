@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from forescale import __version__
+from forescale.cli.demo import demo
 from forescale.cli.devices import devices
 from forescale.cli.failure import OneLineErrors
 from forescale.cli.options import examples
@@ -55,3 +56,4 @@ app.command(
         "forescale replay runs/first --policy min_gain=0.2 --policy horizon_steps=10",
     )
 )(replay)
+app.command(epilog=examples("forescale demo", "forescale demo --out demo-output --steps 60"))(demo)

@@ -74,7 +74,7 @@ def _paragraph(text: str) -> str:
 
 def _figure(content_html: str, caption: str) -> str:
     return (
-        f'<figure><div class="scroll">{content_html}</div><figcaption>{escape(caption)}</figcaption></figure>'
+        f'<figure><figcaption>{escape(caption)}</figcaption><div class="scroll">{content_html}</div></figure>'
     )
 
 
@@ -93,7 +93,7 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], notes: Sequenc
         for row in rows
     ]
     for number, note in enumerate(notes):
-        body[number] += f'<tr class="note"><td colspan="{len(columns)}">{escape(note)}</td></tr>'
+        body[number] += f'<tr class="note"><td colspan="{len(columns)}"><div>{escape(note)}</div></td></tr>'
     table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
     return f'<div class="scroll">{table}</div>'
 

@@ -110,8 +110,8 @@ def capture_task(
     captured = replace(captured, graph=measure_saved(captured.graph))
 
     def describe(batch: Batch) -> Mapping[str, int]:
-        tensors = flatten_inputs(*task.call(batch))
-        shapes = {name: tuple(t.shape) for name, t in zip(captured.graph.inputs, tensors, strict=True)}
+        inputs = captured.inputs.feed(*task.call(batch))
+        shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
         return captured.graph.bind(shapes)
 
     return captured, describe

@@ -31,9 +31,9 @@ class CaptureFailed(InvalidInput):
     def __init__(self, reason: str, *, operator: str | None = None, source: str | None = None) -> None:
         self.operator = operator
         self.source = source
-        at = f" at {source}" if source else ""
-        what = f"operator {operator}{at}: " if operator else ""
-        super().__init__(f"cannot capture the model: {what}{reason}")
+        where = [f"operator {operator}"] if operator else []
+        where += [f"at {source}"] if source else []
+        super().__init__(": ".join(["cannot capture the model", *([" ".join(where)] if where else []), reason]))
 
 
 class InfeasiblePlan(InvalidInput):

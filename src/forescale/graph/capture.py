@@ -140,6 +140,13 @@ class CapturedModel:
                 )
 
 
+def flatten_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    """All tensors of a call."""
+    return [
+        leaf for leaf in pytree.tree_leaves((tuple(args), dict(kwargs))) if isinstance(leaf, torch.Tensor)
+    ]
+
+
 def capture(
     model: nn.Module,
     args: Sequence[Any] = (),
@@ -164,16 +171,18 @@ def capture(
     try:
         exported = export(model, args, kwargs, autocast)
         graph, state, leaves = translate(exported, model)
-    except CaptureFailed as failure:
+        spec, modules, needed = exported.call_spec.out_spec, {}, conditions(exported)
+    except CaptureFailed:
         chain = chain_of_modules(model, args, kwargs, autocast)
         if chain is None:
             raise
-        graph, state, modules, output = chain
+        graph, state, leaves, spec = chain.graph, chain.state, chain.leaves, chain.spec
+        modules, needed = chain.modules, ()
     return CapturedModel(
         graph=graph,
         inputs=InputLayout.of(args, kwargs, graph.inputs),
-        conditions=conditions(exported),
+        conditions=needed,
         state=state,
-        output=OutputLayout.of(leaves, exported.call_spec.out_spec),
-        modules={},
+        output=OutputLayout.of(leaves, spec),
+        modules=modules,
     )

@@ -49,7 +49,7 @@ def operator_costs(graph: ModelGraph) -> tuple[OperatorCost, ...]:
 
 
 def cost_table(graph: ModelGraph) -> Callable[[Mapping[str, int]], CostArrays]:
-    """Compiles all costs once; the result maps a binding of the symbols to arrays, in microseconds."""
+    """Compiles all costs once; the result maps a binding of the symbols to arrays."""
     costs = operator_costs(graph)
     sizes = [
         *(c.forward_flops for c in costs),

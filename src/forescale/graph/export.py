@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import logging
+import re
+import sys
 import warnings
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -19,7 +21,6 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from forescale.core.errors import CaptureFailed
-from forescale.graph.node import target_name
 
 
 def export(
@@ -36,11 +37,14 @@ def export(
 
     args, kwargs = _as_fed(args, kwargs)
     shapes = (pytree.tree_map(dynamic, args), pytree.tree_map(dynamic, kwargs))
+    kind = next(t.device.type for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
     # Casts of a cached weight would be shared by distant operators, and so cross cuts as whole weights.
-    casting = torch.autocast("cpu", autocast, cache_enabled=False) if autocast else nullcontext()
+    casting = torch.autocast(kind, autocast, cache_enabled=False) if autocast else nullcontext()
     with casting, _quiet(), _no_custom_backward():
         try:
-            exported = torch.export.export(_Traced(model), (args, kwargs), dynamic_shapes=shapes, strict=False)
+            exported = torch.export.export(
+                _Traced(model), (args, kwargs), dynamic_shapes=shapes, strict=False
+            )
             _inline_no_grad(exported)
             return exported.run_decompositions({torch.ops.aten.copy.default: _copy})
         except CaptureFailed:
@@ -122,7 +126,12 @@ def _no_custom_backward() -> Generator[None]:
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         if not cls.__module__.startswith("torch."):
-            raise CaptureFailed("an autograd.Function has a backward of its own", operator=cls.__name__)
+            code, line = sys._getframe(1).f_code, sys._getframe(1).f_lineno
+            raise CaptureFailed(
+                "an autograd.Function has a backward of its own",
+                operator=cls.__name__,
+                source=f"{code.co_filename}:{line}",
+            )
         return original(cls, *args, **kwargs)
 
     torch.autograd.Function.apply = classmethod(apply)
@@ -133,30 +142,25 @@ def _no_custom_backward() -> Generator[None]:
 
 
 def _capture_failed(error: Exception) -> CaptureFailed:
-    graph: torch.fx.Graph | None = getattr(getattr(error, "partial_fx_graph", None), "graph", None)
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    text = str(error).strip() or type(error).__name__
+    reason = text.splitlines()[0].split(". ")[0]
     operator = str(getattr(error, "func", "")) or None
-    if "data-dependent" in reason or isinstance(error, torch._subclasses.fake_tensor.DataDependentOutputException):
-        reason = "control flow depends on the values in a tensor; use torch.where, or move it out of the model"
-        operator = _decisive_operator(graph) if graph is not None else operator
-    return CaptureFailed(reason, operator=operator, source=user_line(error))
+    if "data-dependent" in reason:
+        reason = (
+            "control flow depends on the values in a tensor; use torch.where, or move it out of the model"
+        )
+        operator = _decisive_operator(str(getattr(error, "partial_fx_graph", ""))) or operator
+    return CaptureFailed(reason, operator=operator, source=_user_line(error))
 
 
-def _decisive_operator(graph: torch.fx.Graph) -> str | None:
-    """The operator whose result Python asked for: the last one, before the tensor is made a bool."""
-    calls = [node for node in graph.nodes if node.op == "call_function"]
-    if not calls:
-        return None
-    node = calls[-1]
-    while target_name(node) in ("aten.item.default", "aten._local_scalar_dense.default", "aten.ne.Scalar"):
-        earlier = node.args[0]
-        if not isinstance(earlier, torch.fx.Node) or earlier.op != "call_function":
-            break
-        node = earlier
-    return target_name(node)
+def _decisive_operator(code: str) -> str | None:
+    """The last operator traced before Python asked for the value of its result."""
+    asking = ("aten.item.default", "aten._local_scalar_dense.default", "aten.ne.Scalar")
+    called = [name for name in re.findall(r"torch\.ops\.([\w.]+)\(", code) if name not in asking]
+    return called[-1] if called else None
 
 
-def user_line(error: BaseException) -> str | None:
+def _user_line(error: BaseException) -> str | None:
     """``file:line`` of the innermost frame of an error that is neither torch's nor ours."""
     found: str | None = None
     trace = error.__traceback__

@@ -4,16 +4,15 @@ Kernels may take memory beside the tensors they return: a convolution of oneDNN 
 to another layout. One real pass, one operator after another, shows how far each of them goes above the
 record of tensors.
 
-Axes: K = microbatch, P = phase (forward, backward), O = operator.
+Axes: K = microbatch, O = operator, P = phase (forward, backward).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from torch.autograd.profiler import profile, record_function
 from forescale.graph.cost import cost_table
 from forescale.graph.model import ModelGraph
 from forescale.graph.onebyone import OneByOne
-from forescale.graph.peak import Array, KernelWorkspace, LossMemory
+from forescale.graph.peak import Array, Growth, KernelWorkspace, LossMemory
 from forescale.graph.size import compile_sizes
 
 _CPU = torch.device("cpu")
@@ -40,6 +39,7 @@ class _Level:
     turn: Turn
     start_bytes: float
     most_bytes: float
+    end_bytes: float
 
 
 def measure_peak_bytes(run: Callable[[], object], device: torch.device = _CPU) -> int:
@@ -64,38 +64,35 @@ def measure_workspace(
     """
     one_by_one = OneByOne(graph, _own_state(graph, state, device), device, modules or {})
     allocator, costs = _Allocator(device), cost_table(graph)
-    excess_KPO = np.zeros(
-        (len(microbatches), 2, len(graph.operators))
-    )  # K: microbatch, P: forward or backward
-    moved_bytes_KPO = np.zeros_like(excess_KPO)
-    for k, microbatch in enumerate(microbatches):
+    moved: list[tuple[Array, Array]] = []
+    excess: list[list[Array]] = []
+    for microbatch in microbatches:
         inputs = {name: tensor.to(device) for name, tensor in microbatch.items()}
         binding = graph.bind({name: tuple(tensor.shape) for name, tensor in inputs.items()})
         one_by_one.run(inputs, binding, allocator)  # the first pass also fills kernels' caches
-        measured = _rises(allocator.levels(partial(one_by_one.run, inputs, binding, allocator)))
-        recorded = _rises(_recorded_levels(graph, binding))
-        for operator, phase in product(range(len(graph.operators)), range(2)):
-            turn = (operator, bool(phase))
-            excess_KPO[k, phase, operator] = measured.get(turn, 0.0) - recorded.get(turn, 0.0)
+        measured = allocator.levels(partial(one_by_one.run, inputs, binding, allocator))
+        recorded = _recorded_levels(graph, binding)
+        differences = zip(_rises(graph, measured), _rises(graph, recorded), strict=True)
+        excess.append([seen - said for seen, said in differences])
         cost = costs(binding)
-        moved_bytes_KPO[k] = cost.forward_bytes_O, cost.backward_bytes_O
-    fixed_PO, ratio_PO = _lines(moved_bytes_KPO, excess_KPO)
+        moved.append((cost.forward_bytes_O, cost.backward_bytes_O))
+    forward_moved_KO, backward_moved_KO = (np.stack(moved_KO) for moved_KO in zip(*moved, strict=True))
+    forward_KO, backward_KO, kept_KO = (np.stack(excess_KO) for excess_KO in zip(*excess, strict=True))
     return KernelWorkspace(
-        forward_fixed_bytes_O=fixed_PO[0],
-        forward_ratio_O=ratio_PO[0],
-        backward_fixed_bytes_O=fixed_PO[1],
-        backward_ratio_O=ratio_PO[1],
+        forward=_line(forward_moved_KO, forward_KO),
+        backward=_line(backward_moved_KO, backward_KO),
+        kept=_line(forward_moved_KO, kept_KO),
     )
 
 
-def _lines(x_KPO: Array, y_KPO: Array) -> tuple[Array, Array]:
-    """Least-squares lines over axis K: intercepts and slopes; through the origin where x does not vary."""
-    middle_x_PO, middle_y_PO = x_KPO.mean(0), y_KPO.mean(0)
-    spread_PO = ((x_KPO - middle_x_PO) ** 2).sum(0)
-    slope_PO = np.divide(middle_y_PO, middle_x_PO, out=np.zeros_like(middle_y_PO), where=middle_x_PO > 0)
-    rise_PO = ((x_KPO - middle_x_PO) * (y_KPO - middle_y_PO)).sum(0)
-    np.divide(rise_PO, spread_PO, out=slope_PO, where=spread_PO > 0)
-    return middle_y_PO - slope_PO * middle_x_PO, slope_PO
+def _line(x_KO: Array, y_KO: Array) -> Growth:
+    """Least-squares lines over axis K; through the origin where x does not vary."""
+    middle_x_O, middle_y_O = x_KO.mean(0), y_KO.mean(0)
+    spread_O = ((x_KO - middle_x_O) ** 2).sum(0)
+    slope_O = np.divide(middle_y_O, middle_x_O, out=np.zeros_like(middle_y_O), where=middle_x_O > 0)
+    rise_O = ((x_KO - middle_x_O) * (y_KO - middle_y_O)).sum(0)
+    np.divide(rise_O, spread_O, out=slope_O, where=spread_O > 0)
+    return Growth(fixed_bytes_O=middle_y_O - slope_O * middle_x_O, ratio_O=slope_O)
 
 
 def measure_loss_memory(
@@ -142,7 +139,7 @@ class _Allocator:
         self._device = device
         self._levels: list[_Level] = []
         self._turn: Turn = (-1, False)
-        self._start_bytes = 0
+        self._start_bytes = self._origin_bytes = 0
 
     def levels(self, run: Callable[[], object]) -> list[_Level]:
         """Runs ``run`` and returns one level per turn, in order; the first begins with the run."""
@@ -177,23 +174,29 @@ class _Allocator:
         """Of no interest here."""
 
     def _cuda_levels(self, run: Callable[[], object]) -> list[_Level]:
+        torch.cuda.reset_peak_memory_stats(self._device)
         self._levels, self._turn = [], (-1, False)
-        self._close()
-        self._levels.clear()
-        origin = self._start_bytes
+        self._origin_bytes = self._start_bytes = torch.cuda.memory_allocated(self._device)
         run()
         self._close()
-        return [
-            replace(level, start_bytes=level.start_bytes - origin, most_bytes=level.most_bytes - origin)
-            for level in self._levels
-        ]
+        return self._levels
 
     def _close(self) -> None:
         """Ends a turn on a GPU, whose allocator keeps the peak itself."""
-        most_bytes = torch.cuda.max_memory_allocated(self._device)
-        self._levels.append(_Level(turn=self._turn, start_bytes=self._start_bytes, most_bytes=most_bytes))
+        most_bytes, end_bytes = (
+            torch.cuda.max_memory_allocated(self._device),
+            torch.cuda.memory_allocated(self._device),
+        )
         torch.cuda.reset_peak_memory_stats(self._device)
-        self._start_bytes = torch.cuda.memory_allocated(self._device)
+        self._levels.append(
+            _Level(
+                turn=self._turn,
+                start_bytes=self._start_bytes - self._origin_bytes,
+                most_bytes=most_bytes - self._origin_bytes,
+                end_bytes=end_bytes - self._origin_bytes,
+            )
+        )
+        self._start_bytes = end_bytes
 
 
 def _parse(mark: str) -> Turn:
@@ -207,12 +210,12 @@ def _replay(entries: Iterable[Turn | float]) -> list[_Level]:
     levels: list[_Level] = []
     for entry in entries:
         if isinstance(entry, tuple):
-            levels.append(_Level(turn=turn, start_bytes=start, most_bytes=most))
+            levels.append(_Level(turn=turn, start_bytes=start, most_bytes=most, end_bytes=live))
             turn, start, most = entry, live, live
         else:
             live += entry
             most = max(most, live)
-    return [*levels, _Level(turn=turn, start_bytes=start, most_bytes=most)]
+    return [*levels, _Level(turn=turn, start_bytes=start, most_bytes=most, end_bytes=live)]
 
 
 def _recorded_levels(graph: ModelGraph, binding: Mapping[str, int]) -> list[_Level]:
@@ -228,12 +231,18 @@ def _recorded_levels(graph: ModelGraph, binding: Mapping[str, int]) -> list[_Lev
     return _replay(entries)
 
 
-def _rises(levels: Iterable[_Level]) -> dict[Turn, float]:
-    """The most that each turn adds to what was there at its start."""
-    rises: dict[Turn, float] = {}
+def _rises(graph: ModelGraph, levels: Iterable[_Level]) -> tuple[Array, Array, Array]:
+    """The most that each operator's forward and its backward add, and what its forward leaves behind."""
+    rises_PO = np.zeros((2, len(graph.operators)))
+    left_O = np.zeros(len(graph.operators))
     for level in levels:
-        rises[level.turn] = max(rises.get(level.turn, 0.0), level.most_bytes - level.start_bytes)
-    return rises
+        operator, backward = level.turn
+        if 0 <= operator < len(graph.operators):
+            rise = level.most_bytes - level.start_bytes
+            rises_PO[int(backward), operator] = max(rises_PO[int(backward), operator], rise)
+            if not backward:
+                left_O[operator] += level.end_bytes - level.start_bytes
+    return rises_PO[0], rises_PO[1], left_O
 
 
 def _own_state(

@@ -32,14 +32,14 @@ def depends_on_data(value: Any) -> bool:
 
 
 def target_name(node: torch.fx.Node) -> str:
-    if isinstance(node.target, torch._ops.OpOverload):  # noqa: SLF001 - the public name of the type
+    if isinstance(node.target, torch._ops.OpOverload):  # pyright: ignore[reportPrivateUsage] - its only name
         return str(node.target)
     return getattr(node.target, "__name__", "")
 
 
 def draws_random_numbers(overload: Any, node: torch.fx.Node) -> bool:
     if overload is torch.ops.aten.scaled_dot_product_attention.default:
-        return len(node.args) > 4 and node.args[4] != 0.0
+        return len(node.args) > 4 and bool(node.args[4] != 0.0)
     return torch.Tag.nondeterministic_seeded in overload.tags
 
 

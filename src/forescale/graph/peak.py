@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forescale.core.errors import InvalidInput
-from forescale.graph.cost import CostArrays, cost_table
+from forescale.graph.cost import cost_table
 from forescale.graph.model import Buffer, MemoryEvent, ModelGraph, Parameter, Size, Tensor
 from forescale.graph.size import compile_sizes, evaluate, tensor_bytes, total
 
@@ -26,20 +26,28 @@ Array = npt.NDArray[np.float64]
 class KernelWorkspace:
     """Memory that kernels take for themselves beside tensors, measured on a device.
 
-    It grows with the bytes that the operator moves (``CostArrays``): fixed + ratio * moved. Negative where a
-    kernel needs less than the record of tensors says.
+    Each part grows with the bytes that the operator moves (``CostArrays``): fixed + ratio * moved. Negative
+    where a kernel needs less than the record of tensors says.
+
+    Attributes:
+        forward, backward: above the record while the operator runs.
+        kept: above the record from its forward to its backward.
     """
 
-    forward_fixed_bytes_O: Array
-    forward_ratio_O: Array
-    backward_fixed_bytes_O: Array
-    backward_ratio_O: Array
+    forward: Growth
+    backward: Growth
+    kept: Growth
 
-    def forward_bytes_O(self, costs: CostArrays) -> Array:
-        return self.forward_fixed_bytes_O + self.forward_ratio_O * costs.forward_bytes_O
 
-    def backward_bytes_O(self, costs: CostArrays) -> Array:
-        return self.backward_fixed_bytes_O + self.backward_ratio_O * costs.backward_bytes_O
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Growth:
+    """Bytes of each operator as a line over the bytes it moves."""
+
+    fixed_bytes_O: Array
+    ratio_O: Array
+
+    def at(self, moved_bytes_O: Array) -> Array:
+        return self.fixed_bytes_O + self.ratio_O * moved_bytes_O
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,17 +147,17 @@ class StageMemory:
         fed, received, sent, received_gradient, sent_gradient, output, dropped = values[: self._border_count]
         sizes_E = values[self._border_count :]
         split = len(self._forward)
-        forward_E, backward_E = self._excess(binding)
+        forward_E, backward_E, hidden = self._excess(binding)
         live_E = np.cumsum(sizes_E[:split] * _signs(self._forward))
-        kept = live_E[-1] if split else 0.0
+        start = live_E[-1] if split else 0.0
+        kept = start + hidden
         most_forward = float(np.max(live_E + forward_E, initial=0.0))
-        start = kept
         loss_backward = 0.0
         if self._loss is not None:
             most_forward = max(most_forward, kept + self._loss.forward_ratio * output)
-            start = kept - dropped
-            kept = start + self._loss.kept_ratio * output
-            loss_backward = start + self._loss.backward_ratio * output
+            start -= dropped
+            kept = start + hidden + self._loss.kept_ratio * output
+            loss_backward = start + hidden + self._loss.backward_ratio * output
         live_E = start + np.cumsum(sizes_E[split:] * _signs(self._backward))
         live_E += self._arriving(output, received_gradient)
         made_E = self._made_gradients()
@@ -216,15 +224,18 @@ class StageMemory:
         ]
         return [total(tensor_bytes(t.shape, t.dtype) for t in group) for group in groups]
 
-    def _excess(self, binding: Mapping[str, int]) -> tuple[Array, Array]:
-        """What kernels take beside tensors while each event's operator runs."""
+    def _excess(self, binding: Mapping[str, int]) -> tuple[Array, Array, float]:
+        """What kernels take beside tensors: at each event forward and backward, and between the two."""
         if self._workspace is None:
-            return np.zeros(len(self._forward)), np.zeros(len(self._backward))
+            return np.zeros(len(self._forward)), np.zeros(len(self._backward)), 0.0
         costs = self._costs(binding)
-        return (
-            self._workspace.forward_bytes_O(costs)[_operators(self._forward)],
-            self._workspace.backward_bytes_O(costs)[_operators(self._backward)],
-        )
+        own_O = np.isin(np.arange(len(self._graph.operators)), list(self._operators))
+        kept_O = self._workspace.kept.at(costs.forward_bytes_O) * own_O
+        up_to_O = np.cumsum(kept_O)
+        forward_O = self._workspace.forward.at(costs.forward_bytes_O) + up_to_O - kept_O
+        backward_O = self._workspace.backward.at(costs.backward_bytes_O) + up_to_O
+        kept_bytes = float(up_to_O[-1])
+        return forward_O[_operators(self._forward)], backward_O[_operators(self._backward)], kept_bytes
 
     def _arriving(self, output_bytes: float, received_bytes: float) -> Array:
         """Gradients the backward starts from: received ones are held to its end, the loss's are used up."""
@@ -283,29 +294,26 @@ def peak_bytes(
 def workspace_table(
     graph: ModelGraph, workspace: KernelWorkspace | None = None
 ) -> Callable[[Mapping[str, int]], Array]:
-    """Compiles what each operator needs beside saved storages; the result maps a binding to bytes, shape (O,).
+    """Compiles what each operator needs beside saved storages: binding -> bytes, shape (O,).
 
-    While an operator runs, forward or backward, what autograd saved up to and including it exists, and this.
-    A stage's peak is then close to the largest sum, over its operators, of the two; :class:`StageMemory` is exact.
+    While an operator runs, forward or backward, there is what autograd saved up to and including it, and
+    this. A stage's peak is about the largest such sum over its operators; :class:`StageMemory` is exact.
     """
     sizes = compile_sizes([event.size_bytes for event in graph.memory], tuple(graph.symbols))
     signs_E, operators_E = _signs(graph.memory), _operators(graph.memory)
     saved = {storage.name for storage in graph.saved}
-    # In forward and backward alike, storages saved by later operators do not count as this one's need.
-    kept_E = np.array(
-        [e.begins and not e.backward and e.storage in saved for e in graph.memory], dtype=np.float64
-    )
+    saving_E = np.array([float(e.begins and not e.backward and e.storage in saved) for e in graph.memory])
     backward_E = np.array([event.backward for event in graph.memory])
     costs = cost_table(graph)
 
     def table(binding: Mapping[str, int]) -> Array:
         sizes_E = np.array(sizes(binding), dtype=np.float64)
-        kept_O = np.bincount(operators_E, sizes_E * kept_E, len(graph.operators) + 1).cumsum()
-        need_E = np.cumsum(sizes_E * signs_E) - kept_O[operators_E]
+        saved_O = np.bincount(operators_E, sizes_E * saving_E, len(graph.operators) + 1).cumsum()
+        need_E = np.cumsum(sizes_E * signs_E) - saved_O[operators_E]
         if workspace is not None:
             cost = costs(binding)
-            forward_O = np.append(workspace.forward_bytes_O(cost), 0.0)
-            backward_O = np.append(workspace.backward_bytes_O(cost), 0.0)
+            forward_O = np.append(workspace.forward.at(cost.forward_bytes_O), 0.0)
+            backward_O = np.append(workspace.backward.at(cost.backward_bytes_O), 0.0)
             need_E += np.where(backward_E, backward_O[operators_E], forward_O[operators_E])
         need_O = np.zeros(len(graph.operators) + 1)
         np.maximum.at(need_O, operators_E, need_E)

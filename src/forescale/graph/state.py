@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import nn
 from torch.export import ExportedProgram
 
+from forescale.core.errors import CaptureFailed
 from forescale.graph.model import Buffer, Parameter
 from forescale.graph.node import dtype_name
 
 
 class State:
-    """Parameters, buffers and constants by placeholder, each distinct tensor under one name."""
+    """A model's parameters, buffers and constants, each distinct tensor under one name.
 
-    def __init__(self, exported: ExportedProgram, model: nn.Module) -> None:
+    Attributes:
+        names: name of every parameter and buffer, aliases included -> the name of the distinct tensor.
+        placeholders: name of a node of the exported program -> kind and name.
+
+    Raises:
+        CaptureFailed: parameters share memory without being the same tensor.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
         self.values: dict[str, torch.Tensor] = {}
         self.parameters: dict[str, Parameter] = {}
         self.buffers: dict[str, Buffer] = {}
-        self.names: dict[str, str] = {}  # exported name -> the name of the distinct tensor
-        self.placeholders: dict[str, tuple[str, str]] = {}  # fx name -> (kind, name)
+        self.names: dict[str, str] = {}
+        self.placeholders: dict[str, tuple[str, str]] = {}
         self._register_model(model)
+        self._refuse_overlaps()
+
+    def bind(self, exported: ExportedProgram) -> None:
+        """Learns which placeholder of the exported program is which tensor."""
         signature = exported.graph_signature
         for placeholder, target in signature.inputs_to_parameters.items():
             self.placeholders[placeholder] = ("parameter", self.names[own_name(target)])
@@ -61,6 +75,20 @@ class State:
                     shape=shape,
                     dtype=dtype,
                     persistent=any(name in persistent for name in names),
+                )
+
+    def _refuse_overlaps(self) -> None:
+        """Two parameters in the same memory would part as soon as two workers hold them."""
+        spans = sorted(
+            (value.data_ptr(), value.data_ptr() + value.numel() * value.element_size(), name)
+            for name, value in self.values.items()
+            if name in self.parameters and value.numel() and not value.is_meta
+        )
+        for (_, end, first), (start, _, second) in pairwise(spans):
+            if start < end:
+                raise CaptureFailed(
+                    f"the parameters {first} and {second} share memory but are different tensors; "
+                    "tie them by assigning one and the same nn.Parameter to both"
                 )
 
     def _constant(self, placeholder: str, target: str, value: Any) -> None:

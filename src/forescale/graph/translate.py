@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -42,7 +42,8 @@ def translate(
     exported: ExportedProgram, model: nn.Module
 ) -> tuple[ModelGraph, Mapping[str, torch.Tensor], tuple[Any, ...]]:
     """Returns the graph, the values of its parameters and buffers, and the output's leaves."""
-    state = State(exported, model)
+    state = State(model)
+    state.bind(exported)
     reader = _Reader(exported=exported, state=state)
     reader.read()
     graph, leaves = reader.graph()
@@ -108,7 +109,7 @@ class _Reader:
             return
         if target.endswith("getitem"):
             return  # folded into the outputs of its operator
-        if not isinstance(node.target, torch._ops.OpOverload) or value is None:  # noqa: SLF001 - the public name of the type
+        if not isinstance(node.target, torch._ops.OpOverload) or value is None:  # pyright: ignore[reportPrivateUsage] - its only name
             raise CaptureFailed(
                 "this operator cannot be cut out of the model", operator=target, source=source(node)
             )
@@ -122,19 +123,18 @@ class _Reader:
 
     def _append(self, node: torch.fx.Node, target: str, value: Any) -> None:
         index = len(self._operators)
-        mutated: tuple[str, ...] = ()
         args, kwargs = node.args, dict(node.kwargs)
         returns_tuple = isinstance(value, (tuple, list))
         outputs = self._outputs(node, index, value)
+        changed: Sequence[Any] = ()
         if target in _BATCH_NORMS:
             # The functional form has no in-place statistics; batch_norm itself updates them, at eager speed.
             training = target == "aten._native_batch_norm_legit_functional.default"
             args = (*args[:5], *args[5:8], True) if training else (*args[:5], False, *args[5:7], True)
             target, returns_tuple, outputs = "aten.batch_norm.default", False, outputs[:1]
-            if training:
-                mutated = tuple(
-                    self._state.placeholders[a.name][1] for a in args[3:5] if isinstance(a, torch.fx.Node)
-                )
+            changed = args[3:5] if training else ()
+        elif target == "aten.instance_norm.default" and args[5]:  # its schema does not say that it changes them
+            changed = args[3:5]
         if target in _RESHAPES:
             target = "aten.reshape.default"
         uses = _Uses(self)
@@ -158,7 +158,9 @@ class _Reader:
                 inputs=tuple(uses.tensors),
                 parameters=tuple(uses.parameters),
                 buffers=tuple(uses.buffers),
-                mutated_buffers=mutated,
+                mutated_buffers=tuple(
+                    self._state.placeholders[a.name][1] for a in changed if isinstance(a, torch.fx.Node)
+                ),
             )
         )
 
@@ -326,7 +328,11 @@ def _with_gradients(graph: ModelGraph, state: Mapping[str, torch.Tensor]) -> Mod
             )
             for name in program.inputs
         ]
-        results = program.function(values, inputs, program.sizes(graph.example), lambda _: None, True)  # noqa: FBT003
+        results = program.function(values, inputs, program.sizes(graph.example), lambda _: None, True)
+    for name, value in zip(made, results, strict=True):
+        if type(value.grad_fn).__name__ == "NotImplemented":
+            operator = graph.operators[graph.tensors[name].producer or 0]
+            raise CaptureFailed("it has no derivative", operator=operator.target, source=operator.source)
     carries = {name: value.requires_grad for name, value in zip(made, results, strict=True)}
     tensors = {n: replace(t, requires_grad=carries.get(n, False)) for n, t in graph.tensors.items()}
     return replace(graph, tensors=tensors)

@@ -17,11 +17,12 @@ from forescale.graph.model import ModelGraph
 from forescale.graph.size import evaluate, tensor_bytes
 from forescale.plan.partition_plan import PartitionPlan
 from forescale.plan.problem import Array
-from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_time
+from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_time
 
-_LANE_WIDTH, _GAP, _MARGIN = 250, 130, 24
+_LANE_WIDTH, _GAP, _MARGIN = 250, 140, 24
+_LEAST_WIDTH = 440
 _TITLE_HEIGHT, _HEAD_HEIGHT, _FULL_HEIGHT = 54, 74, 420
-_BOX_GAP, _LEAST_BOX, _MOST_BOXES = 3, 20, 14
+_BOX_GAP, _LEAST_BOX, _FEW_BOXES, _MOST_BOXES = 3, 20, 5, 14
 _CHARACTER_WIDTH = 6.6
 _DETOUR = 26
 # FLOPs a processor does while it moves one byte: only shares of a stage's predicted time depend on it.
@@ -62,7 +63,7 @@ class _Placed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Cut:
-    """Everything one stage sends another: ``maker`` and ``reader`` are operators at the ends of the largest."""
+    """Everything one stage sends another; ``maker`` and ``reader`` are at the ends of the largest tensor."""
 
     source: int
     target: int
@@ -85,7 +86,7 @@ def draw_svg(graph: ModelGraph, plan: PartitionPlan) -> str:
     cuts = _cuts(graph, plan)
     detours = [cut for cut in cuts if cut.target > cut.source + 1]
     bottom = max(lane[-1].y + lane[-1].height for lane in lanes) + 10
-    width = 2 * _MARGIN + len(lanes) * _LANE_WIDTH + (len(lanes) - 1) * _GAP
+    width = max(2 * _MARGIN + len(lanes) * (_LANE_WIDTH + _GAP) - _GAP, _LEAST_WIDTH)
     height = bottom + _DETOUR * len(detours) + _MARGIN
     parts = [
         *_title(plan),
@@ -115,13 +116,17 @@ def _weights(graph: ModelGraph) -> Array:
 
 
 def _boxes(graph: ModelGraph, plan: PartitionPlan, weight_O: Array) -> list[list[_Box]]:
-    """Boxes of every stage: modules at the deepest level at which they still fit a lane."""
+    """Boxes of every stage: modules at the deepest level at which they fit a lane and still tell it apart."""
     deepest = max(operator.module_path.count(".") + 1 for operator in graph.operators)
-    for depth in range(deepest, 0, -1):
+    chosen: list[list[_Box]] = []
+    for depth in range(1, deepest + 1):
         lanes = [_modules(graph, plan, stage, depth, weight_O) for stage in range(len(plan.stages))]
-        if depth == 1 or max(map(len, lanes)) <= _MOST_BOXES:
-            return [_merged(lane) for lane in lanes]
-    raise AssertionError("depth 1 returns")
+        if max(map(len, lanes)) > _MOST_BOXES and max(map(len, chosen), default=0) >= _FEW_BOXES:
+            break
+        chosen = lanes
+        if max(map(len, lanes)) > _MOST_BOXES:
+            break
+    return [_merged(lane) for lane in chosen]
 
 
 def _modules(graph: ModelGraph, plan: PartitionPlan, stage: int, depth: int, weight_O: Array) -> list[_Box]:
@@ -212,15 +217,15 @@ def _lane(plan: PartitionPlan, stage: int, placed: Sequence[_Placed], bottom: fl
     planned, predicted = plan.stages[stage], plan.prediction.stages[stage]
     left, colour = _left(stage), f"k{stage % 4}"
     right, top = left + _LANE_WIDTH - 10, _TITLE_HEIGHT
-    busy = predicted.busy_s / plan.prediction.step_s if plan.prediction.step_s else 0.0
-    rail = _LANE_WIDTH - 20
+    busy = min(predicted.busy_s / plan.prediction.step_s, 1.0) if plan.prediction.step_s else 0.0
+    rail, rail_y = _LANE_WIDTH - 20, top + 29
     again = ", recomputes" if planned.recompute else ""
     return [
         f'<rect class="lane" x="{left}" y="{top}" width="{_LANE_WIDTH}" height="{bottom - top:.1f}" rx="8"/>',
         _text(left + 10, top + 20, _shortened(planned.device, rail - 80), "name"),
         _text(right, top + 20, f"{busy:.0%} busy", "end"),
-        f'<rect class="rail" x="{left + 10}" y="{top + 29}" width="{rail}" height="6" rx="3"/>',
-        f'<rect class="{colour}" x="{left + 10}" y="{top + 29}" width="{rail * min(busy, 1):.1f}" height="6" rx="3"/>',
+        f'<rect class="rail" x="{left + 10}" y="{rail_y}" width="{rail}" height="6" rx="3"/>',
+        f'<rect class="{colour}" x="{left + 10}" y="{rail_y}" width="{rail * busy:.1f}" height="6" rx="3"/>',
         _text(left + 10, top + 54, f"{len(planned.operators)} operators{again}", "soft"),
         _text(right, top + 54, spell_bytes(predicted.memory_bytes), "soft end"),
         *(part for box in placed for part in _drawn(box, left, colour)),
@@ -249,8 +254,16 @@ def _straight(cut: _Cut, lanes: Sequence[Sequence[_Placed]]) -> list[str]:
     path = (
         f"M{x - 10},{y:.1f} H{x} C{middle},{y:.1f} {middle},{end_y:.1f} {end_x - 2},{end_y:.1f} H{end_x + 4}"
     )
-    label_y = min(y, end_y) - 24 if abs(y - end_y) < 60 else (y + end_y) / 2 - 4
-    return [*_arrow(cut, path, end_x + 10, end_y), *_label(cut, middle, label_y, apart=abs(y - end_y) >= 60)]
+    lines = (spell_count(len(cut.names), "tensor"), spell_bytes(cut.size_bytes))
+    if abs(y - end_y) < 60:
+        label_x, label_y = middle, min(y, end_y) - 24
+    else:  # on that side of a steep arrow where it leaves more room
+        label_x, label_y = middle + 20, (y + end_y) / 2 + (44 if end_y < y else -58)
+    return [
+        *_arrow(cut, path, end_x + 10, end_y),
+        _text(label_x, label_y, lines[0], "soft mid"),
+        _text(label_x, label_y + 14, lines[1], "mid"),
+    ]
 
 
 def _detour(cut: _Cut, lanes: Sequence[Sequence[_Placed]], level_y: float) -> list[str]:
@@ -259,7 +272,7 @@ def _detour(cut: _Cut, lanes: Sequence[Sequence[_Placed]], level_y: float) -> li
     end_x, end_y = _left(cut.target), _centre(lanes[cut.target], cut.reader)
     out, back = x + 12 + 4 * cut.target, end_x - 12 - 4 * cut.source
     path = f"M{x - 10},{y:.1f} H{out} V{level_y:.1f} H{back} V{end_y:.1f} H{end_x + 4}"
-    text = f"{_count(cut)}, {spell_bytes(cut.size_bytes)}"
+    text = f"{spell_count(len(cut.names), 'tensor')}, {spell_bytes(cut.size_bytes)}"
     return [*_arrow(cut, path, end_x + 10, end_y), _text((out + back) / 2, level_y - 5, text, "soft mid")]
 
 
@@ -270,19 +283,6 @@ def _arrow(cut: _Cut, path: str, tip_x: float, tip_y: float) -> list[str]:
         f'<path class="arrow" d="{path}"><title>{escape(shown)}</title></path>',
         f'<polygon class="tip" points="{tip}"/>',
     ]
-
-
-def _label(cut: _Cut, x: float, y: float, *, apart: bool) -> list[str]:
-    """Two lines in the middle of a gap; beside the arrow where it is steep."""
-    shift = 30 if apart else 0
-    return [
-        _text(x + shift, y, _count(cut), "soft mid"),
-        _text(x + shift, y + 14, spell_bytes(cut.size_bytes), "mid"),
-    ]
-
-
-def _count(cut: _Cut) -> str:
-    return "1 tensor" if len(cut.names) == 1 else f"{len(cut.names)} tensors"
 
 
 def _left(stage: int) -> int:

@@ -9,7 +9,7 @@ from forescale.plan.evaluation import INFEASIBLE
 from forescale.plan.partition_plan import PartitionPlan
 from forescale.plan.problem import PartitionProblem
 from forescale.plan.search import Candidate
-from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_time
+from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_time
 
 
 def explain(
@@ -37,9 +37,8 @@ def explain(
 def _bottleneck(plan: PartitionPlan) -> str:
     busy_s, stage = max((s.busy_s, index) for index, s in enumerate(plan.prediction.stages))
     step_s = plan.prediction.step_s
-    where = f"stage {stage} on {plan.stages[stage].device}"
-    share = _ratio(busy_s, step_s)
-    return f"A step is predicted to take {spell_time(step_s)}; {where} is the bottleneck, busy {share:.0%} of it."
+    where, share = f"stage {stage} on {plan.stages[stage].device}", f"{_ratio(busy_s, step_s):.0%}"
+    return f"A step is predicted to take {spell_time(step_s)}; {where} is the bottleneck, busy {share} of it."
 
 
 def _cuts(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
@@ -51,10 +50,11 @@ def _cuts(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
         link = problem.cluster.link(stage.device, following.device)
         seconds = len(names) * link.latency_s + size_bytes / link.bandwidth_bytes_per_s
         how = "which both devices spend on it" if link.occupies_device else "beside the computation"
+        count, size = spell_count(len(names), "tensor"), spell_bytes(size_bytes)
         sentences.append(
             f"Stage {index} ends in {_place(last.module_path)} ({last.name}), stage {index + 1} begins in "
-            f"{_place(first.module_path)} ({first.name}); {len(names)} tensors of {spell_bytes(size_bytes)} leave "
-            f"stage {index} per microbatch, about {spell_time(seconds)} {how}, and their gradients come back."
+            f"{_place(first.module_path)} ({first.name}). Per microbatch {count} of {size} "
+            f"leave stage {index}, about {spell_time(seconds)} {how}, and their gradients come back."
         )
     return sentences
 

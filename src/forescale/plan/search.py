@@ -15,7 +15,7 @@ from operator import add
 
 import numpy as np
 
-from forescale.plan.evaluation import Mode, Pricing, evaluate
+from forescale.plan.evaluation import INFEASIBLE, Mode, Pricing, evaluate
 from forescale.plan.interval import IntervalProgram
 from forescale.plan.line import Line, cut
 from forescale.plan.partition_plan import Schedule
@@ -27,8 +27,8 @@ _MOST_SEQUENCES = 24
 _REFINED = 6
 _PAIR_SHIFTS = tuple(sign * size for size in (1, 4, 16) for sign in (1, -1))
 _SHIFTS = tuple(sign * size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) for sign in (1, -1))
-# Shorter by less is not shorter: fewer stages and microbatches win.
-_SHORTER = 1 - 1e-9
+_SHORTER = 1 - 1e-9  # what moving a boundary must gain, so that rounding does not move it for ever
+_AS_GOOD = 1.001
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,8 @@ class Search:
         found = [winner for stages in range(1, most_stages + 1) for winner in self._explore(stages)]
         proposed = [candidate for candidate in found if not self._tries_all(len(candidate.devices))]
         proposed.sort(key=lambda candidate: candidate.score)
-        return found + [self._refine(candidate) for candidate in proposed[:_REFINED]]
+        refined = {candidate: self._refine(candidate) for candidate in proposed[:_REFINED]}
+        return [refined.get(candidate, candidate) for candidate in found]
 
     def _modes(self, stages: int) -> list[Mode]:
         schedules = self.schedules if stages > 1 else self.schedules[:1]
@@ -180,12 +181,10 @@ class Search:
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
-    """The first of those that are not longer than another."""
-    best = candidates[0]
-    for candidate in candidates[1:]:
-        if candidate.score < best.score * _SHORTER:
-            best = candidate
-    return best
+    """The first that is as good as the best, which is the simplest: predictions are not exact to 0.1 %."""
+    best = min(candidate.score for candidate in candidates)
+    enough = best * _AS_GOOD if best < INFEASIBLE else best
+    return next(candidate for candidate in candidates if candidate.score <= enough)
 
 
 def _all_bounds(length: int, stages: int) -> IntArray:

@@ -45,6 +45,7 @@ def simulated_report(*, adapt: bool = True) -> TrainingReport:
             rows_symbol="rows",
             rows=8,
             microbatches=(1, 2, 4, 8),
+            clips_norm=False,
         ),
         overhead_s=0.01,
         log_path=Path("run") / "log.jsonl",

@@ -14,6 +14,7 @@ from forescale.graph.json_format import from_json, to_json
 from forescale.graph.model import (
     Buffer,
     BufferUpdate,
+    MemoryEvent,
     ModelGraph,
     Operator,
     Parameter,
@@ -107,6 +108,12 @@ def graphs(draw: st.DrawFn) -> ModelGraph:
         symbols={"s0": SymbolSource(tensor=names[0], axis=0)},
         example={"s0": draw(st.integers(1, 100))},
         saved=(SavedStorage(name="x#0", operators=(0,), size_bytes="4*s0"),),
+        memory=(
+            MemoryEvent(operator=0, backward=False, storage="#0", size_bytes="4*s0", begins=True),
+            MemoryEvent(
+                operator=len(operators), backward=True, storage="#0", size_bytes="4*s0", begins=False
+            ),
+        ),
     )
 
 
@@ -193,6 +200,7 @@ WRONG: list[tuple[tuple[Any, ...], Any]] = [
     (("symbols", "s0", "tensor"), "z"),
     (("example",), {}),
     (("saved",), [{"name": "x", "operators": [9], "size_bytes": 4}]),
+    (("memory",), [{"operator": 3, "backward": True, "storage": "x", "size_bytes": 4, "begins": True}]),
 ]
 
 

@@ -34,7 +34,7 @@ from forescale.engine.train.optimizer import OptimizerTemplate
 from forescale.engine.train.shards import Checkpoint, Shard, checkpoint_path, complete
 from forescale.engine.train.task import Batch, TrainingTask, batch_rows, microbatch_rows, split_rows
 from forescale.engine.train.wiring import wire
-from forescale.graph.capture import CapturedModel, flatten_inputs
+from forescale.graph.capture import CapturedModel
 from forescale.plan.moves import holders
 from forescale.plan.partition_plan import PartitionPlan
 from forescale.profile.measurement import OperatorMeasurement
@@ -134,7 +134,7 @@ class TrainingEngine:
         Returns:
             Per device: what was measured, and the optimizer's seconds per byte (0 unless asked for).
         """
-        inputs = dict(zip(self._captured.graph.inputs, flatten_inputs(*self._task.call(batch)), strict=True))
+        inputs = self._captured.inputs.feed(*self._task.call(batch))
         meta, frames = encode_batch(inputs, batch)
         header = {"type": "profile", "tensors": meta, "budget_s": budget_s, "with_optimizer": with_optimizer}
         self._crew.broadcast(header, frames)
@@ -183,7 +183,7 @@ class TrainingEngine:
         self._switch_if_due(step)
         args, kwargs = self._task.call(batch)
         rows = batch_rows(args, kwargs)
-        inputs = dict(zip(self._captured.graph.inputs, flatten_inputs(args, kwargs), strict=True))
+        inputs = self._captured.inputs.feed(args, kwargs)
         binding = self._captured.graph.bind({n: tuple(t.shape) for n, t in inputs.items()})
         parts = microbatch_rows(rows, self._plan.microbatches)
         self._steps[step] = _StepInFlight(
@@ -192,11 +192,14 @@ class TrainingEngine:
             tokens=next(iter(inputs.values())).numel(),
             predicted_s=predict_s(self._plan),
         )
+        bindings = [self._captured.graph.part(binding, rows, part) for part in parts]
+        for one in bindings:
+            self._captured.check(one)
         header = {
             "type": "step",
             "step": step,
             "rows": parts,
-            "bindings": [self._captured.graph.part(binding, rows, part) for part in parts],
+            "bindings": bindings,
             "weights": self._weights(batch, parts),
         }
         last = self._plan.stages[-1].device

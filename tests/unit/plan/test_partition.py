@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from forescale.core.cluster import Link
+from forescale.core.errors import InfeasiblePlan, InvalidInput
+from forescale.plan.partition import partition, predict
+from forescale.plan.partition_plan import Schedule, Stage
+from unit.plan.graphs import LOOPBACK, GraphBuilder, chain, problem
+
+
+def sizes(plan) -> list[int]:
+    return [len(stage.operators) for stage in plan.stages]
+
+
+def test_equal_devices_share_equally() -> None:
+    plan = partition(problem(chain(8)))
+    assert sizes(plan) == [4, 4]
+    assert plan.stages[0].operators == (0, 1, 2, 3)
+    assert plan.microbatches == 4
+
+
+def test_equal_busy_time_is_not_the_fastest_split() -> None:
+    """The slow device's first and last task lengthen filling and draining, so it gets less than its share."""
+    request = problem(chain(12), speeds=(1.0, 0.5))
+    plan = partition(request)
+    assert {stage.device: len(stage.operators) for stage in plan.stages} == {"cpu0": 9, "cpu1": 3}
+    equally_busy = [
+        Stage(device="cpu0", operators=tuple(range(8))),
+        Stage(device="cpu1", operators=tuple(range(8, 12))),
+    ]
+    even = predict(request, equally_busy, plan.microbatches, plan.schedule)
+    busy_s = [stage.busy_s for stage in even.stages]
+    assert busy_s[0] == pytest.approx(busy_s[1])
+    assert even.step_s > 1.02 * plan.prediction.step_s
+
+
+def test_a_hopeless_device_stays_idle() -> None:
+    plan = partition(problem(chain(6), speeds=(1.0, 0.01)))
+    assert [stage.device for stage in plan.stages] == ["cpu0"]
+
+
+def test_a_slow_link_keeps_the_model_in_one_place() -> None:
+    crawling = Link(bandwidth_bytes_per_s=1.0, latency_s=10.0)
+    assert len(partition(problem(chain(6), link=crawling)).stages) == 1
+
+
+def test_gpipe_is_taken_only_for_a_gain_worth_its_memory() -> None:
+    assert partition(problem(chain(8))).schedule is Schedule.ONE_F_ONE_B
+    slow = Link(bandwidth_bytes_per_s=1e9, latency_s=0.2)
+    assert partition(problem(chain(8), link=slow)).schedule is Schedule.GPIPE
+
+
+def test_overhead_per_microbatch_limits_their_number() -> None:
+    many = partition(problem(chain(8), counts=(1, 2, 4, 8)))
+    few = partition(problem(chain(8), counts=(1, 2, 4, 8), overhead_s=0.2))
+    assert (many.microbatches, few.microbatches) == (8, 2)
+
+
+def test_the_cut_avoids_the_wide_tensor() -> None:
+    builder = GraphBuilder()
+    builder.add("narrow", "x", elements=1)
+    builder.add("wide", "narrow", elements=100_000)
+    builder.add("back", "wide", elements=1)
+    plan = partition(problem(builder.build(["back"], {"x": 8}), link=LOOPBACK))
+    assert sizes(plan) == [1, 2]
+
+
+def test_stages_and_order_can_be_limited() -> None:
+    request = problem(chain(9), speeds=(1.0, 1.0, 1.0))
+    assert len(partition(request).stages) == 3
+    assert len(partition(request, max_stages=2).stages) == 2
+    order = ["cpu2", "cpu0"]
+    assert [stage.device for stage in partition(request, devices_order=order).stages] == order
+    assert partition(request, schedule=Schedule.GPIPE).schedule is Schedule.GPIPE
+
+
+def test_colocated_operators_stay_together_although_it_costs_time() -> None:
+    builder = GraphBuilder()
+    builder.buffer("running", 4)
+    names = ["x"]
+    for index in range(6):
+        names.append(builder.add(f"op{index}", names[-1], buffers=["running"] if index == 1 else []))
+    builder.add("writes", names[-1], updates="running")
+    builder.add("last", "writes")
+    plan = partition(problem(builder.build(["last"], {"x": 8}), seconds=[3, 1, 1, 1, 1, 1, 1, 3]))
+    group = {1, 2, 3, 4, 5, 6}
+    assert any(group <= set(stage.operators) for stage in plan.stages)
+
+
+def test_recomputation_only_where_memory_asks_for_it() -> None:
+    graph = chain(8, elements=1000)
+    free = partition(problem(graph, counts=(4,)), schedule=Schedule.GPIPE)
+    assert not any(stage.recompute for stage in free.stages)
+    tight = partition(problem(graph, counts=(4,), memory_bytes=11_000), schedule=Schedule.GPIPE)
+    assert any(stage.recompute for stage in tight.stages)
+    assert max(stage.memory_bytes for stage in tight.prediction.stages) <= 11_000
+    assert tight.prediction.step_s > free.prediction.step_s
+    assert any("runs its forward again" in sentence for sentence in tight.rationale)
+
+
+def test_what_does_not_fit_says_what_is_missing_and_what_would_fit() -> None:
+    graph = chain(8, elements=1000, parameter_elements=10)
+    with pytest.raises(InfeasiblePlan) as caught:
+        partition(problem(graph, memory_bytes=5_000))
+    short_bytes = caught.value.short_bytes
+    assert "% of these rows" in caught.value.fits
+    assert caught.value.device in {"cpu0", "cpu1"}
+    partition(problem(graph, memory_bytes=5_000 + short_bytes))
+    with pytest.raises(InfeasiblePlan):
+        partition(problem(graph, memory_bytes=5_000 + short_bytes - 8))
+
+
+def test_parameters_that_do_not_fit_ask_for_devices_not_for_rows() -> None:
+    with pytest.raises(InfeasiblePlan, match="more devices"):
+        partition(problem(chain(8, parameter_elements=1000), memory_bytes=5_000))
+
+
+def test_more_devices_than_operators_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="3 devices are more than the 2 operators"):
+        partition(problem(chain(2), speeds=(1.0, 1.0, 1.0)))
+
+
+@pytest.mark.parametrize(
+    ("order", "message"), [(["cpu7"], "unknown device 'cpu7'"), (["cpu0", "cpu0"], "named twice")]
+)
+def test_a_wrong_order_of_devices_is_refused(order, message) -> None:
+    with pytest.raises(InvalidInput, match=message):
+        partition(problem(chain(4)), devices_order=order)
+
+
+def test_the_rationale_names_bottleneck_cut_and_alternatives() -> None:
+    plan = partition(problem(chain(9), seconds=[4, 1, 1, 1, 1, 1, 1, 1, 1], link=LOOPBACK))
+    text = " ".join(plan.rationale)
+    assert "bottleneck" in text
+    first_of_second = plan.stages[1].operators[0]
+    assert f"begins in `layers.{first_of_second}`" in text
+    assert "one device alone" in text
+    assert "as many operators on every stage" in text
+
+
+def test_large_graphs_are_cut_as_well_as_is_known_to_be_possible() -> None:
+    """So many operators that not all cuts are tried."""
+    request = problem(chain(1200), speeds=(1.0, 1.0, 1.0), counts=(4,))
+    plan = partition(request)
+    thirds = [Stage(device=f"cpu{i}", operators=tuple(range(400 * i, 400 * (i + 1)))) for i in range(3)]
+    even = predict(request, thirds, plan.microbatches, plan.schedule)
+    assert plan.prediction.step_s <= even.step_s * 1.001
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([("cpu0", (0, 1)), ("cpu1", (2,))], "each of the graph's 4 operators exactly once"),
+        ([("cpu0", (0, 1, 2, 3)), ("cpu1", ())], "without operators"),
+        ([("cpu0", (2, 3)), ("cpu1", (0, 1))], "from a later stage"),
+        ([("cpu9", (0, 1, 2, 3))], "unknown device"),
+    ],
+)
+def test_predict_refuses_what_is_no_split(stages, message) -> None:
+    split = [Stage(device=device, operators=operators) for device, operators in stages]
+    with pytest.raises(InvalidInput, match=message):
+        predict(problem(chain(4)), split, 1, Schedule.GPIPE)
+
+
+def test_predict_knows_only_the_given_microbatch_counts() -> None:
+    whole = [Stage(device="cpu0", operators=(0, 1))]
+    with pytest.raises(InvalidInput, match="only for 1, 2, 4"):
+        predict(problem(chain(2)), whole, 3, Schedule.GPIPE)
+
+
+def test_tied_parameters_cost_an_exchange_and_memory_on_both_holders() -> None:
+    def split_s(*, trainable: bool) -> tuple[float, list[int]]:
+        builder = GraphBuilder()
+        tied = builder.parameter("tied", 1000, trainable=trainable)
+        builder.add("first", "x", parameters=[tied])
+        builder.add("last", "first", parameters=[tied])
+        request = problem(builder.build(["last"], {"x": 8}), link=LOOPBACK)
+        stages = [Stage(device="cpu0", operators=(0,)), Stage(device="cpu1", operators=(1,))]
+        prediction = predict(request, stages, 2, Schedule.ONE_F_ONE_B)
+        return prediction.step_s, [stage.memory_bytes for stage in prediction.stages]
+
+    tied_s, tied_bytes = split_s(trainable=True)
+    frozen_s, frozen_bytes = split_s(trainable=False)
+    assert tied_s - frozen_s == pytest.approx(2 * LOOPBACK.transfer_s(4000))
+    # Gradients and two words of optimiser state per trained weight, on each holder.
+    assert [a - b for a, b in zip(tied_bytes, frozen_bytes, strict=True)] == [12_000, 12_000]
+
+
+def test_step_overhead_is_added_once() -> None:
+    request = problem(chain(4))
+    slower = replace(request, step_overhead_s=0.5)
+    assert partition(slower).prediction.step_s == pytest.approx(partition(request).prediction.step_s + 0.5)

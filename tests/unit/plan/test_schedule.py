@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from forescale.plan.partition_plan import Schedule
+from forescale.plan.schedule import Phase, PipelineTimes, schedule_order, simulate_step
+
+F, B = Phase.FORWARD, Phase.BACKWARD
+
+
+def times(
+    forward_s: list[float],
+    backward_s: list[float],
+    *,
+    wire_s: float = -np.inf,
+    occupied_s: float = 0.0,
+    optimizer_s: tuple[float, ...] | None = None,
+    reduction_s: float = -np.inf,
+) -> PipelineTimes:
+    """One candidate in which neighbours exchange messages."""
+    stages = len(forward_s)
+    neighbours = np.abs(np.subtract.outer(np.arange(stages), np.arange(stages)))[..., None] == 1
+    wire_s = 0.0 if occupied_s else wire_s
+    return PipelineTimes(
+        forward_s_SN=np.array(forward_s)[:, None],
+        backward_s_SN=np.array(backward_s)[:, None],
+        wire_s_SSN=np.where(neighbours, wire_s, -np.inf),
+        occupied_s_SSN=np.where(neighbours, occupied_s, 0.0),
+        shares_SSN=np.zeros((stages, stages, 1), dtype=bool),
+        exchange_s_SN=np.zeros((stages, 1)),
+        reduction_s_N=np.array([reduction_s]),
+        optimizer_s_SN=np.array(optimizer_s or [0.0] * stages)[:, None],
+        overhead_s=0.0,
+    )
+
+
+def test_1f1b_starts_with_as_many_forwards_as_stages_follow() -> None:
+    assert schedule_order(Schedule.ONE_F_ONE_B, 0, 3, 4) == (
+        *((F, 0), (F, 1), (F, 2), (B, 0), (F, 3), (B, 1), (B, 2), (B, 3)),
+    )
+    assert schedule_order(Schedule.ONE_F_ONE_B, 2, 3, 2) == ((F, 0), (B, 0), (F, 1), (B, 1))
+
+
+def test_gpipe_does_all_forwards_first() -> None:
+    assert schedule_order(Schedule.GPIPE, 1, 2, 2) == ((F, 0), (F, 1), (B, 0), (B, 1))
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+@pytest.mark.parametrize("stages", [1, 2, 5])
+@pytest.mark.parametrize("microbatches", [1, 2, 3, 8])
+def test_every_task_once_and_a_forward_before_its_backward(schedule, stages, microbatches) -> None:
+    for stage in range(stages):
+        order = schedule_order(schedule, stage, stages, microbatches)
+        assert sorted(order) == sorted((phase, m) for phase in Phase for m in range(microbatches))
+        assert all(order.index((F, m)) < order.index((B, m)) for m in range(microbatches))
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+@pytest.mark.parametrize(("stages", "microbatches"), [(1, 4), (2, 4), (4, 8)])
+def test_equal_stages_fill_work_and_drain(schedule, stages, microbatches) -> None:
+    step_s = simulate_step(schedule, microbatches, times([1.0] * stages, [2.0] * stages, wire_s=0.0))
+    assert step_s == pytest.approx(3.0 * (microbatches + stages - 1))
+
+
+def test_a_link_beside_the_devices_delays_but_does_not_occupy() -> None:
+    beside = simulate_step(Schedule.GPIPE, 4, times([1.0, 1.0], [1.0, 1.0], wire_s=0.5))
+    assert beside == pytest.approx(2 * (4 + 1) + 2 * 0.5)
+
+
+def test_a_transfer_on_the_devices_costs_both_ends_every_microbatch() -> None:
+    # The sender spends half a second after each forward, the receiver as much before each of its own.
+    occupying = simulate_step(Schedule.GPIPE, 4, times([1.0, 1.0], [1.0, 1.0], occupied_s=0.5))
+    first_forward_s, last_backward_s = 1.0, 0.5 + 1.0
+    assert occupying == pytest.approx(
+        first_forward_s + 4 * (0.5 + 1.0) + 4 * (1.0 + 0.5) - 0.5 + last_backward_s
+    )
+
+
+def test_stages_without_messages_do_not_wait_for_each_other() -> None:
+    assert simulate_step(Schedule.ONE_F_ONE_B, 2, times([1.0, 5.0], [0.0, 0.0])) == pytest.approx(10.0)
+
+
+def test_an_update_waits_for_all_stages_only_if_the_norm_is_needed() -> None:
+    early = times([1.0, 1.0], [1.0, 1.0], wire_s=0.0, optimizer_s=(0.0, 0.75))
+    assert simulate_step(Schedule.GPIPE, 1, early) == pytest.approx(4.0)
+    clipped = times([1.0, 1.0], [1.0, 1.0], wire_s=0.0, optimizer_s=(0.0, 0.75), reduction_s=0.25)
+    assert simulate_step(Schedule.GPIPE, 1, clipped) == pytest.approx(5.0)
+
+
+def test_tied_gradients_are_summed_after_the_last_holder() -> None:
+    apart = times([1.0, 1.0], [1.0, 1.0], wire_s=0.0)
+    tied = replace(apart, shares_SSN=~np.eye(2, dtype=bool)[..., None], exchange_s_SN=np.full((2, 1), 0.5))
+    assert simulate_step(Schedule.GPIPE, 1, tied) == pytest.approx(4.5)
+
+
+def test_candidates_do_not_influence_each_other() -> None:
+    one, other = times([1.0, 2.0], [2.0, 1.0], wire_s=0.25), times([3.0, 1.0], [1.0, 1.0], occupied_s=0.5)
+    arrays = [field.name for field in fields(PipelineTimes) if field.name != "overhead_s"]
+    joined: dict = {n: np.concatenate([getattr(one, n), getattr(other, n)], axis=-1) for n in arrays}
+    both = PipelineTimes(overhead_s=0.0, **joined)
+    for schedule in Schedule:
+        alone = [simulate_step(schedule, 3, t)[0] for t in (one, other)]
+        assert simulate_step(schedule, 3, both).tolist() == pytest.approx(alone)
