@@ -42,11 +42,7 @@ ADAPTIVE, FIXED = "adaptive", "fixed plan"
 
 
 def demo(out: Out = Path("demo-output"), steps: Steps = None, json: options.Json = False) -> None:
-    """Trains a real model over two devices while one of them slows down, with and without adaptation.
-
-    A character-level GPT learns the Python standard library's source. After a while, other processes
-    take CPU time from one device; later the sequences become twice as long.
-    """
+    """Trains a real model over two devices while one of them slows down, with and without adaptation."""
     out.mkdir(parents=True, exist_ok=True)
     shown = console(stderr=json)
     with status() as say, redirect_stdout(sys.stderr):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from forescale.core.errors import TaskFailed
 from forescale.engine.train.optimizer import OptimizerTemplate
 from forescale.graph.capture import CapturedModel
 
@@ -31,3 +33,19 @@ class Assignment:
     autocast: torch.dtype | None
     seed: int
     ranks: Mapping[str, int]
+
+    def loss_of(self, output: Any, batch: Any, device: torch.device) -> torch.Tensor:
+        """The task's loss, under its autocast.
+
+        Raises:
+            TaskFailed: the loss is not a scalar tensor.
+        """
+        casting = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
+        with casting:
+            return _scalar(self.loss(output, batch))
+
+
+def _scalar(loss: object) -> torch.Tensor:
+    if not isinstance(loss, torch.Tensor) or loss.dim():
+        raise TaskFailed("loss(output, batch) must return a scalar tensor")
+    return loss

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -243,19 +242,11 @@ class StageExecutor:
         if self._is_last:
             self._reached.watch(results)
             reseed(len(self._graph.operators))
-            running.loss = self._weighted_loss(results, microbatch)
+            output = self._assignment.captured.output.rebuild(results)
+            loss = self._assignment.loss_of(output, microbatch.batch, self._peers.device)
+            running.loss = loss * microbatch.weight
         running.outputs = {n: results[n] for n in self._stage.wiring.sent if self._carries(n)}
         return results
-
-    def _weighted_loss(self, results: Mapping[str, torch.Tensor], microbatch: Microbatch) -> torch.Tensor:
-        casting = (
-            torch.autocast(self._peers.device.type, self._assignment.autocast)
-            if self._assignment.autocast
-            else nullcontext()
-        )
-        with casting:
-            output = self._assignment.captured.output.rebuild(results)
-            return _scalar(self._assignment.loss(output, microbatch.batch)) * microbatch.weight
 
     def _backward(self, step: int, index: int, microbatch: Microbatch) -> None:
         gradients = self._take(Phase.BACKWARD, index)
@@ -302,9 +293,3 @@ class StageExecutor:
     def _finish_sends(sends: list[Work], *, leave: int = 0) -> None:
         while len(sends) > leave:
             sends.pop(0).wait()
-
-
-def _scalar(loss: object) -> torch.Tensor:
-    if not isinstance(loss, torch.Tensor) or loss.dim():
-        raise TaskFailed("loss(output, batch) must return a scalar tensor")
-    return loss

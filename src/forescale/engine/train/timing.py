@@ -30,7 +30,7 @@ def time_microbatch(
     measurement = measure_operators(
         replace(captured, state={**_invented(graph), **captured.state}),
         [inputs[name] for name in graph.inputs],
-        lambda output: assignment.loss(output, batch),
+        lambda output: assignment.loss_of(output, batch, device),
         device=device,
         reseed=lambda operator: operator_seed(device, 0, 0, 0, operator),
         budget_s=budget_s,
