@@ -130,7 +130,11 @@ REPARTITIONS: Mapping[str, tuple[Make, Mapping[int, Cuts], float]] = {
         {0: THREE, 2: Cuts(devices=(1, 2)), 3: Cuts(at=(0.8,), devices=(2, 0)), 5: THREE},
         EXACT,
     ),
-    "running mean": (tasks.running_mean, {0: Cuts(), 2: Cuts(at=(0.8,)), 3: THREE, 5: Cuts(at=(0.2,))}, EXACT),
+    "running mean": (
+        tasks.running_mean,
+        {0: Cuts(), 2: Cuts(at=(0.8,)), 3: THREE, 5: Cuts(at=(0.2,))},
+        EXACT,
+    ),
     "factored state": (
         lambda: tasks.gpt(FLOAT64, optimizer=tasks.adafactor),
         {0: Cuts(), 2: Cuts(at=(0.2,)), 3: THREE, 4: Cuts(at=(0.7,))},
@@ -138,7 +142,12 @@ REPARTITIONS: Mapping[str, tuple[Make, Mapping[int, Cuts], float]] = {
     ),
     "microbatches and schedule": (
         lambda: tasks.gpt(FLOAT64),
-        {0: Cuts(), 2: Cuts(microbatches=2), 3: Cuts(microbatches=8, schedule=GPIPE), 4: Cuts(microbatches=1)},
+        {
+            0: Cuts(),
+            2: Cuts(microbatches=2),
+            3: Cuts(microbatches=8, schedule=GPIPE),
+            4: Cuts(microbatches=1),
+        },
         EXACT,
     ),
 }

@@ -38,7 +38,9 @@ def texts(steps: int, rows: int = 8, length: int = 12, *, vary: bool = False) ->
     return found
 
 
-def images(steps: int, classes: int = 10, *, pixels: bool = False, dtype: torch.dtype = torch.float32) -> list[Any]:
+def images(
+    steps: int, classes: int = 10, *, pixels: bool = False, dtype: torch.dtype = torch.float32
+) -> list[Any]:
     """Nine images a batch; the target is a class per image, or per pixel."""
     shape = (9, 16, 16) if pixels else (9,)
     return [
@@ -76,10 +78,17 @@ def momentum(parameters: Iterable[nn.Parameter]) -> Optimizer:
     return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-3, nesterov=True)
 
 
-def gpt(dtype: torch.dtype = torch.float32, *, steps: int = 6, vary: bool = False, **changes: Any) -> TrainingTask:
+def gpt(
+    dtype: torch.dtype = torch.float32, *, steps: int = 6, vary: bool = False, **changes: Any
+) -> TrainingTask:
     """A GPT; keywords that are the model's go to it, all others to the task."""
     of_model = {k: changes.pop(k) for k in ("dropout", "tied") if k in changes}
-    wanted: dict[str, Any] = {"loss": token_loss, "optimizer": adamw, "batches": texts(steps, vary=vary), **changes}
+    wanted: dict[str, Any] = {
+        "loss": token_loss,
+        "optimizer": adamw,
+        "batches": texts(steps, vary=vary),
+        **changes,
+    }
     return TrainingTask(model=seeded(lambda: GPT(**of_model), dtype), **wanted)
 
 
@@ -96,7 +105,8 @@ def hugging_face_gpt(dtype: torch.dtype = torch.float32) -> TrainingTask:
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     batches = [
-        {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels} for ids, labels in texts(6)
+        {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+        for ids, labels in texts(6)
     ]
     return TrainingTask(
         model=seeded(lambda: GPT2LMHeadModel(config), dtype),

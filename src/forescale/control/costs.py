@@ -9,6 +9,9 @@ from typing import Any
 
 from forescale.core.cluster import Cluster, Device, DeviceKind, Link
 from forescale.graph.json_format import from_json, to_json
+from forescale.graph.peak import peak_bytes
+from forescale.plan.memory import in_flight
+from forescale.plan.partition_plan import PartitionPlan
 from forescale.plan.problem import MicrobatchCosts, PartitionProblem
 from forescale.profile.model import ModelProfile
 
@@ -42,6 +45,25 @@ class ProfiledCosts:
             optimizer_s_per_byte_D=self.profile.optimizer_s_per_byte(devices),
             optimizer_state_ratio=self.profile.optimizer_state_ratio,
             clips_norm=self.clips_norm,
+        )
+
+    def peak_bytes(self, plan: PartitionPlan, binding: Mapping[str, int]) -> tuple[int, ...]:
+        """Peak memory of each stage in a step with a batch of this shape."""
+        rows = binding[self.rows_symbol] if self.rows_symbol else self.rows
+        count = min(plan.microbatches, rows)
+        part = self.profile.graph.part(binding, rows, -(-rows // count))
+        last = len(plan.stages) - 1
+        return tuple(
+            peak_bytes(
+                self.profile.stage_bytes(
+                    stage.operators, part, self.cluster.device(stage.device).kind, with_loss=index == last
+                ),
+                microbatches=count,
+                in_flight=in_flight(plan.schedule, last - index, count),
+                recompute=stage.recompute,
+                optimizer_state_ratio=self.profile.optimizer_state_ratio,
+            )
+            for index, stage in enumerate(plan.stages)
         )
 
     def _costs(

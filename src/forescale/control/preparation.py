@@ -6,19 +6,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
+from statistics import median
 
 from forescale.control.costs import ProfiledCosts
-from forescale.core.cluster import Cluster
+from forescale.core.cluster import Cluster, DeviceKind
 from forescale.core.errors import TaskFailed
 from forescale.engine.train.engine import TrainingEngine
 from forescale.engine.train.optimizer import optimizer_template
+from forescale.engine.train.profiling import WorkerProfile
 from forescale.engine.train.shards import Checkpoint
 from forescale.engine.train.task import Batch, TrainingTask, batch_rows, microbatch_rows, split_rows
 from forescale.graph.capture import CapturedModel, capture, flatten_inputs
 from forescale.graph.model import ModelGraph
 from forescale.graph.saved import measure_saved
 from forescale.profile.devices import measure_devices
-from forescale.profile.measurement import OperatorMeasurement, typical
+from forescale.profile.measurement import typical
 from forescale.profile.model import KindProfile, ModelProfile
 
 Progress = Callable[[str], None]
@@ -67,10 +69,7 @@ def prepare(
     measured = measure_devices(cluster, budget_s=_DEVICES_BUDGET_S)
     progress("timing operators on every device")
     pieces = _pieces_to_measure(task, looked_at, _MEASURED if _rows_symbol(captured.graph) else (1,))
-    answers = [
-        engine.profile(piece, budget_s=_BUDGET_S, with_optimizer=index == 0)
-        for index, piece in enumerate(pieces)
-    ]
+    answers = engine.profile(pieces, _BUDGET_S)
     args, kwargs = task.call(looked_at[0])
     costs = ProfiledCosts(
         profile=_profile(captured.graph, cluster, answers, template.state_ratio),
@@ -107,7 +106,7 @@ def capture_task(
     """The captured model with its saved storages, and what gives a batch's binding."""
     args, kwargs = task.call(batch)
     captured = capture(task.model, args, kwargs, task.autocast)
-    captured = replace(captured, graph=measure_saved(captured.graph))
+    captured = replace(captured, graph=measure_saved(captured.graph, captured.modules))
 
     def describe(batch: Batch) -> Mapping[str, int]:
         inputs = captured.inputs.feed(*task.call(batch))
@@ -142,21 +141,20 @@ def _pieces_to_measure(
 
 
 def _profile(
-    graph: ModelGraph,
-    cluster: Cluster,
-    answers: Sequence[Sequence[tuple[OperatorMeasurement, float]]],
-    state_ratio: float,
+    graph: ModelGraph, cluster: Cluster, answers: Sequence[WorkerProfile], state_ratio: float
 ) -> ModelProfile:
-    kinds = {device.kind for device in cluster.devices}
-    of_kind = {kind: [i for i, d in enumerate(cluster.devices) if d.kind == kind] for kind in kinds}
+    of_kind: dict[DeviceKind, list[WorkerProfile]] = {}
+    for device, answer in zip(cluster.devices, answers, strict=True):
+        of_kind.setdefault(device.kind, []).append(answer)
     return ModelProfile(
         graph=graph,
         kinds={
             kind: KindProfile(
-                measurements=tuple(typical([answer[i][0] for i in places]) for answer in answers),
-                optimizer_s_per_byte=max(answers[0][i][1] for i in places),
+                measurements=tuple(map(typical, zip(*(a.measurements for a in alike), strict=True))),
+                optimizer_s_per_byte=median(a.optimizer_s_per_byte for a in alike),
+                memory=alike[0].memory,
             )
-            for kind, places in of_kind.items()
+            for kind, alike in of_kind.items()
         },
         optimizer_state_ratio=state_ratio,
     )

@@ -1,17 +1,17 @@
 """Every error Forescale raises on purpose.
 
-    ForescaleError
-    ├── InvalidInput            the request cannot be carried out as written
-    │   ├── CaptureFailed       a model whose forward cannot be turned into a graph
-    │   ├── InfeasiblePlan      no split fits the devices' memory
-    │   ├── TaskFailed          the user's own code (task file, loss, optimizer) raised
-    │   └── CheckpointMismatch  a checkpoint of another model
-    ├── RunFailed               a run that had started could not go on
-    │   ├── WorkerLost          a worker process died
-    │   ├── NonFiniteLoss       the loss became NaN or infinite
-    │   └── CheckpointFailed    a checkpoint could not be written
-    └── ChannelFailed           coordinator and worker cannot talk to each other
-        └── PeerGone            the other end is no longer there, or never was
+ForescaleError
+├── InvalidInput            the request cannot be carried out as written
+│   ├── CaptureFailed       a model whose forward cannot be turned into a graph
+│   ├── InfeasiblePlan      no split fits the devices' memory
+│   ├── TaskFailed          the user's own code (task file, loss, optimizer) raised
+│   └── CheckpointMismatch  a checkpoint of another model
+├── RunFailed               a run that had started could not go on
+│   ├── WorkerLost          a worker process died
+│   ├── NonFiniteLoss       the loss became NaN or infinite
+│   └── CheckpointFailed    a checkpoint could not be written
+└── ChannelFailed           coordinator and worker cannot talk to each other
+    └── PeerGone            the other end is no longer there, or never was
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class CaptureFailed(InvalidInput):
         self.source = source
         where = [f"operator {operator}"] if operator else []
         where += [f"at {source}"] if source else []
-        super().__init__(": ".join(["cannot capture the model", *([" ".join(where)] if where else []), reason]))
+        super().__init__(
+            ": ".join(["cannot capture the model", *([" ".join(where)] if where else []), reason])
+        )
 
 
 class InfeasiblePlan(InvalidInput):

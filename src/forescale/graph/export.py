@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from typing import Any
 
@@ -65,20 +65,18 @@ class _Traced(nn.Module):
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = dict(self.model.named_buffers(remove_duplicate=False))
-        output = self.model(*args, **kwargs)
-        _write_back(self.model, before)
+        try:
+            output = self.model(*args, **kwargs)
+            for name, buffer in before.items():
+                # Turns ``self.buffer = value`` into a change of the tensor, which the export does not lose.
+                if (assigned := self.model.get_buffer(name)) is not buffer:
+                    buffer.copy_(assigned.detach())
+        finally:
+            for name, buffer in before.items():
+                path, _, last = name.rpartition(".")
+                setattr(self.model.get_submodule(path), last, buffer)
         kept = (torch.Tensor, bool, int, float, str)
         return pytree.tree_map(lambda leaf: leaf if isinstance(leaf, kept) else None, output)
-
-
-def _write_back(model: nn.Module, before: Mapping[str, torch.Tensor]) -> None:
-    """Turns ``self.buffer = value`` into a change of the buffer's tensor, which the export does not lose."""
-    for name, buffer in before.items():
-        path, _, last = name.rpartition(".")
-        owner = model.get_submodule(path)
-        if getattr(owner, last) is not buffer:
-            buffer.copy_(getattr(owner, last).detach())
-            setattr(owner, last, buffer)
 
 
 def _copy(target: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:  # noqa: ARG001 - the operator's signature

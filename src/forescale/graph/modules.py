@@ -98,7 +98,8 @@ def chain_of_modules(
     Axes of size ``rows`` (of every input's axis 0) may change later; all others are fixed.
     """
     inputs = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
-    entry, paths = _entry(model), _paths(model, "")
+    hollow = _without_values(model)  # a trace may leave its marks in what it traces
+    entry, paths = _entry(hollow), _paths(hollow, "")
     if entry is None or len(paths) < 2 or set(entry) != set(inputs):
         return None
     if not all(isinstance(value, torch.Tensor) and value.dim() for value in inputs.values()):
@@ -165,7 +166,7 @@ def _calls(module: nn.Module) -> list[fx.Node]:
 def _entry(model: nn.Module) -> tuple[str, ...] | None:
     """Names of the model's arguments, in the order its first module takes them."""
     calls = _calls(model)
-    return tuple(str(argument) for argument in calls[0].args) if calls else None
+    return tuple(str(argument.target) for argument in calls[0].all_input_nodes) if calls else None
 
 
 def _paths(module: nn.Module, path: str) -> list[str]:

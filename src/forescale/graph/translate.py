@@ -133,7 +133,9 @@ class _Reader:
             args = (*args[:5], *args[5:8], True) if training else (*args[:5], False, *args[5:7], True)
             target, returns_tuple, outputs = "aten.batch_norm.default", False, outputs[:1]
             changed = args[3:5] if training else ()
-        elif target == "aten.instance_norm.default" and args[5]:  # its schema does not say that it changes them
+        elif (
+            target == "aten.instance_norm.default" and args[5]
+        ):  # its schema does not say that it changes them
             changed = args[3:5]
         if target in _RESHAPES:
             target = "aten.reshape.default"

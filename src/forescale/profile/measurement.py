@@ -6,13 +6,17 @@ Axes: O = operator.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from forescale.graph.peak import Growth, KernelWorkspace, LossMemory
+
 Array = npt.NDArray[np.float64]
+
+_PHASES = ("forward", "backward", "kept")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,30 @@ class OperatorMeasurement:
             loss_backward_s=value["loss_backward_s"],
             loss_saved_bytes=value["loss_saved_bytes"],
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryMeasurement:
+    """Memory that the graph's tensors do not tell of, measured on one device kind."""
+
+    workspace: KernelWorkspace
+    loss: LossMemory
+
+    def to_json(self) -> dict[str, Any]:
+        growths = {
+            phase: {"fixed_bytes_O": g.fixed_bytes_O.tolist(), "ratio_O": g.ratio_O.tolist()}
+            for phase in _PHASES
+            for g in [getattr(self.workspace, phase)]
+        }
+        return {"workspace": growths, "loss": asdict(self.loss)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> MemoryMeasurement:
+        growths = {
+            phase: Growth(**{name: np.asarray(array, dtype=np.float64) for name, array in growth.items()})
+            for phase, growth in value["workspace"].items()
+        }
+        return cls(workspace=KernelWorkspace(**growths), loss=LossMemory(**value["loss"]))
 
 
 def typical(measurements: Sequence[OperatorMeasurement]) -> OperatorMeasurement:

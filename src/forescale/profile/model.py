@@ -19,8 +19,9 @@ from forescale.core.cluster import Device, DeviceKind
 from forescale.core.errors import InvalidInput
 from forescale.graph.cost import CostArrays, cost_table
 from forescale.graph.model import ModelGraph
+from forescale.graph.peak import StageBytes, StageMemory
 from forescale.graph.size import compile_sizes, evaluate, tensor_bytes
-from forescale.profile.measurement import Array, OperatorMeasurement
+from forescale.profile.measurement import Array, MemoryMeasurement, OperatorMeasurement
 from forescale.profile.roofline import Roofline, fit_roofline
 
 KEPT_BINDINGS = 1024
@@ -50,10 +51,12 @@ class KindProfile:
         measurements: one or more sizes of microbatch. Between them costs are interpolated; beyond, they
             follow the roofline from the nearest.
         optimizer_s_per_byte: seconds of an optimiser step per byte of trainable parameters.
+        memory: what kernels and the loss take beside tensors; None counts tensors only.
     """
 
     measurements: tuple[OperatorMeasurement, ...]
     optimizer_s_per_byte: float
+    memory: MemoryMeasurement | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +129,12 @@ class ModelProfile:
         """Seconds of every operator, and of the loss, at speed 1."""
         return self._seconds(_key(binding), kind)
 
+    def stage_bytes(
+        self, operators: tuple[int, ...], binding: Mapping[str, int], kind: DeviceKind, *, with_loss: bool
+    ) -> StageBytes:
+        """Memory of a stage for one microbatch, see :func:`forescale.graph.peak.peak_bytes`."""
+        return self._stage_memory(operators, kind, with_loss).measure(binding)
+
     def roofline(self, kind: DeviceKind) -> Roofline:
         """Effective rates of ``kind``, fitted to all that was measured on it."""
         return self._rooflines[kind]
@@ -141,6 +150,7 @@ class ModelProfile:
             "kinds": {
                 kind.value: {
                     "optimizer_s_per_byte": profile.optimizer_s_per_byte,
+                    "memory": profile.memory and profile.memory.to_json(),
                     "measurements": [measurement.to_json() for measurement in profile.measurements],
                 }
                 for kind, profile in self.kinds.items()
@@ -153,6 +163,7 @@ class ModelProfile:
             DeviceKind(kind): KindProfile(
                 measurements=tuple(OperatorMeasurement.from_json(m) for m in profile["measurements"]),
                 optimizer_s_per_byte=profile["optimizer_s_per_byte"],
+                memory=profile["memory"] and MemoryMeasurement.from_json(profile["memory"]),
             )
             for kind, profile in value["kinds"].items()
         }
@@ -223,6 +234,15 @@ class ModelProfile:
         return Seconds(forward_s_P=predicted[0], backward_s_P=predicted[1])
 
     # --- bytes -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _stage_memory(self) -> Callable[[tuple[int, ...], DeviceKind, bool], StageMemory]:
+        def compiled(operators: tuple[int, ...], kind: DeviceKind, with_loss: bool) -> StageMemory:
+            memory = self._kind(kind).memory
+            workspace, loss = (memory.workspace, memory.loss) if memory else (None, None)
+            return StageMemory(self.graph, operators, workspace=workspace, loss=loss if with_loss else None)
+
+        return lru_cache(maxsize=KEPT_BINDINGS)(compiled)
 
     @cached_property
     def _sizes(self) -> Callable[[_Key], _Bytes]:

@@ -31,13 +31,13 @@ from forescale.engine.train.assignment import Assignment
 from forescale.engine.train.crew import START_LIMIT_S, Crew
 from forescale.engine.train.hand_over import encode_batch
 from forescale.engine.train.optimizer import OptimizerTemplate
+from forescale.engine.train.profiling import WorkerProfile
 from forescale.engine.train.shards import Checkpoint, Shard, checkpoint_path, complete
 from forescale.engine.train.task import Batch, TrainingTask, batch_rows, microbatch_rows, split_rows
 from forescale.engine.train.wiring import wire
 from forescale.graph.capture import CapturedModel
 from forescale.plan.moves import holders
 from forescale.plan.partition_plan import PartitionPlan
-from forescale.profile.measurement import OperatorMeasurement
 
 
 @dataclass(slots=True)
@@ -126,20 +126,23 @@ class TrainingEngine:
         )
         self._crew.broadcast({"type": "setup"}, [cloudpickle.dumps(assignment)])
 
-    def profile(
-        self, batch: Batch, *, budget_s: float, with_optimizer: bool
-    ) -> tuple[tuple[OperatorMeasurement, float], ...]:
-        """Times one microbatch on all workers at once.
+    def profile(self, microbatches: Sequence[Batch], budget_s: float) -> tuple[WorkerProfile, ...]:
+        """Measures the model with microbatches of some sizes, on all workers at once; one answer per device.
 
-        Returns:
-            Per device: what was measured, and the optimizer's seconds per byte (0 unless asked for).
+        Args:
+            budget_s: about how long to take for each size.
         """
-        inputs = self._captured.inputs.feed(*self._task.call(batch))
-        meta, frames = encode_batch(inputs, batch)
-        header = {"type": "profile", "tensors": meta, "budget_s": budget_s, "with_optimizer": with_optimizer}
-        self._crew.broadcast(header, frames)
+        for number, batch in enumerate(microbatches, start=1):
+            meta, frames = encode_batch(self._captured.inputs.feed(*self._task.call(batch)), batch)
+            header = {
+                "type": "profile",
+                "tensors": meta,
+                "more": number < len(microbatches),
+                "budget_s": budget_s,
+            }
+            self._crew.broadcast(header, frames)
         answers = self._answers("profiled")
-        return tuple(pickle.loads(answers[name].frames[0]) for name in self._names)  # noqa: S301 - our own workers
+        return tuple(pickle.loads(answers[name].frames[0]) for name in self._names)  # noqa: S301 - our own
 
     def start(self, plan: PartitionPlan, checkpoint: Checkpoint | None = None) -> None:
         """Gives every worker its part of the model, with the state of ``checkpoint`` if there is one."""

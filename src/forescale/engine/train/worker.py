@@ -28,11 +28,11 @@ from forescale.engine.train.migration import migrate
 from forescale.engine.train.optimizer import WorkerOptimizer
 from forescale.engine.train.peers import Peers
 from forescale.engine.train.preparation import Preparation, compile_for
+from forescale.engine.train.profiling import profile_model
 from forescale.engine.train.shards import Checkpoint, write_shard
 from forescale.engine.train.stage import CompiledStage, Microbatch, StageExecutor
 from forescale.engine.train.stopwatch import Activity, Stopwatch
 from forescale.engine.train.task import split_rows
-from forescale.engine.train.timing import time_microbatch
 from forescale.graph.model import ModelGraph
 from forescale.plan.moves import holders
 from forescale.plan.partition_plan import PartitionPlan
@@ -63,6 +63,7 @@ class _Worker:
         self._peers = peers
         self._stopwatch = Stopwatch(peers.device)
         self._prepared: dict[int, Preparation] = {}
+        self._to_measure: list[tuple[dict[str, torch.Tensor], Any]] = []
         self._assignment: Assignment
         self._holdings: Holdings
         self._scheduler: LRScheduler | None = None
@@ -101,19 +102,15 @@ class _Worker:
         )
 
     def _profile(self, message: Message) -> None:
-        """One timed pass; all workers run theirs at once, so that what they contend for shows."""
-        inputs, batch = decode_batch(message, self._peers.device)
+        """Collects microbatches; with the last, all workers measure at once, so that contention shows."""
+        self._to_measure.append(decode_batch(message, self._peers.device))
+        if message.header["more"]:
+            return
         self._peers.barrier()
-        header = message.header
-        timing = time_microbatch(
-            self._assignment,
-            inputs,
-            batch,
-            self._peers.device,
-            budget_s=header["budget_s"],
-            with_optimizer=header["with_optimizer"],
-        )
-        self._channel.send({"type": "profiled"}, [pickle.dumps(timing)])
+        budget_s = message.header["budget_s"]
+        profile = profile_model(self._assignment, self._to_measure, self._peers.device, budget_s=budget_s)
+        self._to_measure.clear()
+        self._channel.send({"type": "profiled"}, [pickle.dumps(profile)])
 
     def _start(self, message: Message) -> None:
         """Takes the first plan and the tensors that belong to this worker under it."""
