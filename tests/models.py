@@ -6,6 +6,7 @@ would in real training.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -103,9 +104,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = [width, 2 * width, 4 * width]
         self.enter = nn.Conv2d(3, width, 3, padding=1)
-        self.down = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
-        )
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(b, a, 2, stride=2) for a, b in zip(widths[-2::-1], widths[:0:-1], strict=True)
         )
@@ -149,6 +148,7 @@ class RunningMean(nn.Module):
         self.calls: Tensor
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.scale: Tensor
         self.register_buffer("scale", torch.ones(width), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from integration import training_tasks as tasks
-from integration.training import Cuts, Workers, loss_difference, plain, state_difference
 
 import forescale as fs
 from forescale.engine.train.task import TrainingTask
 from forescale.plan.partition_plan import Schedule
+from integration import training_tasks as tasks
+from integration.training import Cuts, Workers, loss_difference, plain, state_difference
 
 GPIPE = Schedule.GPIPE
 FLOAT64 = torch.float64

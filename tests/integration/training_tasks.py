@@ -1,4 +1,4 @@
-"""Tasks whose training is compared with the plain loop. Losses live here because workers import this module."""
+"""Tasks whose training is compared with the plain loop. Workers import this module for the losses."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from models import GPT, Mixture, ResNet, RunningMean, TwoHeads, UNet
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from forescale.engine.train.task import TrainingTask
+from models import GPT, Mixture, ResNet, RunningMean, TwoHeads, UNet
 
 VOCABULARY = 64
 
@@ -179,7 +179,7 @@ def frozen() -> TrainingTask:
         def __init__(self) -> None:
             super().__init__()
             self.body, self.spare = vector_model(), nn.Linear(3, 3)
-            self.body[2].requires_grad_(False)  # noqa: FBT003
+            self.body[2].requires_grad_(False)
 
         def forward(self, x: Tensor) -> Tensor:
             return self.body(x)

@@ -135,8 +135,8 @@ class CapturedModel:
                     for s, value in binding.items()
                 )
                 raise InvalidInput(
-                    f"a microbatch takes another path through the model than the captured one, because {shape}; "
-                    f"the model needs {condition} >= 0 there: pad the batch, or change its number of rows"
+                    f"a microbatch takes another path through the model than the captured one: {shape}, "
+                    f"but {condition} must not be negative; pad the batch, or change its number of rows"
                 )
 
 

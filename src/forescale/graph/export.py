@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
+from torch._subclasses import FakeTensor
 from torch.export import Dim, ExportedProgram
 
 from forescale.core.errors import CaptureFailed
@@ -120,7 +121,8 @@ def _no_custom_backward() -> Generator[None]:
 
     torch's own (checkpointing) have the backward that follows from their forward.
     """
-    original = torch.autograd.Function.apply.__func__
+    function: Any = torch.autograd.Function
+    original = function.apply.__func__
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         if not cls.__module__.startswith("torch."):
@@ -132,11 +134,11 @@ def _no_custom_backward() -> Generator[None]:
             )
         return original(cls, *args, **kwargs)
 
-    torch.autograd.Function.apply = classmethod(apply)
+    function.apply = classmethod(apply)
     try:
         yield
     finally:
-        torch.autograd.Function.apply = classmethod(original)
+        function.apply = classmethod(original)
 
 
 def _capture_failed(error: Exception) -> CaptureFailed:
@@ -176,7 +178,8 @@ def _inline_no_grad(exported: ExportedProgram) -> None:
     ``run_decompositions`` inlines such regions too, but forgets that no gradient flows through them.
     """
     module = exported.graph_module
-    for node in list(module.graph.nodes):
+    nodes: list[Any] = list(module.graph.nodes)  # what nodes hold is typed as a union of nearly everything
+    for node in nodes:
         if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled:
             continue
         enabled, body, *operands = node.args
@@ -213,7 +216,7 @@ def conditions(exported: ExportedProgram) -> tuple[str, ...]:
         (``Ne``) are left out: almost all of them only tell broadcasting from the general case.
     """
     values = [n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder"]
-    mode = next((v.fake_mode for v in values if isinstance(v, torch._subclasses.FakeTensor)), None)
+    mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
     if mode is None or mode.shape_env is None:
         return ()
     forms = {"LessThan": "{1} - ({0})", "StrictLessThan": "{1} - ({0}) - 1", "Equality": "-Abs({0} - ({1}))"}

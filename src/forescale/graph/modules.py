@@ -221,10 +221,7 @@ class _Reader:
         return results
 
     def chain(self) -> Chain:
-        """
-        Raises:
-            _NoChain: a module passes on something else than one tensor, or with an odd shape.
-        """
+        """The captured model; raises _NoChain if a module passes on something else than one tensor."""
         doubled = {n: torch.cat([t, t]) if self._rows == t.shape[0] else t for n, t in self._inputs.items()}
         once, twice = self.run(self._inputs), self.run(doubled)
         for name, value in self._inputs.items():

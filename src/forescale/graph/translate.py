@@ -86,7 +86,8 @@ class _Reader:
         value = node.meta.get("val")
         if node.name in self._state.placeholders or not isinstance(value, torch.Tensor):
             return
-        for axis, size in enumerate(value.shape):
+        sizes: tuple[Any, ...] = tuple(value.shape)
+        for axis, size in enumerate(sizes):
             expression = size_of(size)
             if isinstance(expression, str) and expression.isidentifier() and expression not in self._symbols:
                 self._symbols[expression] = SymbolSource(tensor=node.name, axis=axis)

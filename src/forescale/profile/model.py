@@ -19,8 +19,8 @@ from forescale.core.cluster import Device, DeviceKind
 from forescale.core.errors import InvalidInput
 from forescale.graph.cost import CostArrays, cost_table
 from forescale.graph.model import ModelGraph
-from forescale.graph.peak import StageBytes, StageMemory
-from forescale.graph.size import compile_sizes, evaluate, tensor_bytes
+from forescale.graph.peak import StageBytes, StageMemory, workspace_table
+from forescale.graph.size import compile_sizes, tensor_bytes
 from forescale.profile.measurement import Array, MemoryMeasurement, OperatorMeasurement
 from forescale.profile.roofline import Roofline, fit_roofline
 
@@ -250,26 +250,18 @@ class ModelProfile:
         place = {name: index for index, name in enumerate(graph.tensors)}
         sizes = [tensor_bytes(tensor.shape, tensor.dtype) for tensor in graph.tensors.values()]
         table = compile_sizes([*sizes, *(saved.size_bytes for saved in graph.saved)], tuple(graph.symbols))
-        touched = [
-            (operator.index, place[name])
-            for operator in graph.operators
-            for name in dict.fromkeys((*operator.inputs, *(n for n in operator.outputs if n)))
+        workspaces = [
+            workspace_table(graph, kind.memory and kind.memory.workspace) for kind in self.kinds.values()
         ]
-        operator_index, tensor_index = np.array(touched, dtype=np.intp).reshape(-1, 2).T
-        gradients_T = np.array([tensor.requires_grad for tensor in graph.tensors.values()], dtype=np.float64)
         outputs = [place[name] for name in graph.outputs]
-        parameters_O = _gradient_bytes(graph)
 
         def measure(key: _Key) -> _Bytes:
             values = np.array(table(dict(key)), dtype=np.float64)
             tensor_T = values[: len(sizes)]
-            count = len(graph.operators)
-            forward_O = np.bincount(operator_index, tensor_T[tensor_index], count)
-            backward_O = np.bincount(operator_index, (tensor_T * gradients_T)[tensor_index], count)
             return _Bytes(
                 tensor_bytes=dict(zip(graph.tensors, map(int, tensor_T), strict=True)),
                 saved_bytes_R=values[len(sizes) :],
-                workspace_bytes_O=np.maximum(forward_O, backward_O + parameters_O),
+                workspace_bytes_O=np.max([workspace(dict(key)) for workspace in workspaces], axis=0),
                 output_bytes=float(tensor_T[outputs].sum()),
             )
 
@@ -302,17 +294,6 @@ def _seconds_P(measured: OperatorMeasurement) -> tuple[Array, Array]:
         np.append(measured.forward_s_O, measured.loss_forward_s),
         np.append(measured.backward_s_O, measured.loss_backward_s),
     )
-
-
-def _gradient_bytes(graph: ModelGraph) -> Array:
-    """Per operator, the gradients of its parameters while they are not yet added to the accumulated ones."""
-    size_bytes = {
-        name: float(evaluate(tensor_bytes(parameter.shape, parameter.dtype), {}))
-        if parameter.trainable
-        else 0.0
-        for name, parameter in graph.parameters.items()
-    }
-    return np.array([sum(size_bytes[name] for name in operator.parameters) for operator in graph.operators])
 
 
 def _interpolate(at_P: Array, points_KP: Array, values_KP: Array) -> Array:

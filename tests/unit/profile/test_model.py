@@ -8,7 +8,15 @@ import pytest
 
 from forescale.core.cluster import Device, DeviceKind
 from forescale.core.errors import InvalidInput
-from forescale.graph.model import ModelGraph, Operator, Parameter, SavedStorage, SymbolSource, Tensor
+from forescale.graph.model import (
+    MemoryEvent,
+    ModelGraph,
+    Operator,
+    Parameter,
+    SavedStorage,
+    SymbolSource,
+    Tensor,
+)
 from forescale.plan.problem import MicrobatchCosts
 from forescale.profile.hardware import HARDWARE, suggest_hardware
 from forescale.profile.measurement import OperatorMeasurement, typical
@@ -74,6 +82,11 @@ def graph() -> ModelGraph:
         symbols={"rows": SymbolSource(tensor="x", axis=0)},
         example={"rows": 8},
         saved=(SavedStorage(name="a", operators=(1, 2), size_bytes="2048*rows"),),
+        memory=(
+            MemoryEvent(operator=1, backward=False, begins=True, storage="a", size_bytes="2048*rows"),
+            MemoryEvent(operator=2, backward=True, begins=True, storage="2#0", size_bytes="4096*rows"),
+            MemoryEvent(operator=2, backward=True, begins=False, storage="2#0", size_bytes="4096*rows"),
+        ),
     )
 
 
@@ -105,8 +118,8 @@ def test_costs_are_what_the_planner_takes() -> None:
     assert taken.tensor_bytes["h"] == 64 * 2048
     assert taken.saved_bytes_R.tolist() == [64 * 2048]
     assert taken.loss_saved_bytes == pytest.approx(6400)
-    # linear: its operands' gradients and its parameter's
-    assert taken.workspace_bytes_O[2] == 2 * 64 * 2048 + 512 * 512 * 4
+    # what begins and ends in its backward, beside the saved storage
+    assert taken.workspace_bytes_O.tolist() == [0.0, 0.0, 64 * 4096, 0.0]
 
 
 def test_the_measured_microbatch_is_given_back_and_speed_divides() -> None:
