@@ -81,7 +81,9 @@ def steady_run(folder: Path) -> fs.TrainingReport:
     core = find_cluster(2).devices[0].cores[0]
     noise = subprocess.Popen([sys.executable, "-c", NOISE % (core, os.getpid())])
     try:
-        return fs.train(gpt_task(**SIZES, count=STEADY_STEPS), steps=STEADY_STEPS, devices=2, directory=folder)
+        return fs.train(
+            gpt_task(**SIZES, count=STEADY_STEPS), steps=STEADY_STEPS, devices=2, directory=folder
+        )
     finally:
         noise.kill()
         noise.wait()

@@ -64,12 +64,14 @@ class ForcedRun:
     def start(self, plan: PartitionPlan, checkpoint: Checkpoint | None = None) -> None:
         self.engine.start(plan, checkpoint)
 
-    def steps(self, count: int, plans: Mapping[int, PartitionPlan] | None = None) -> Outcome:
+    def steps(
+        self, count: int, plans: Mapping[int, PartitionPlan] | None = None, *, measure_memory: bool = False
+    ) -> Outcome:
         """Runs ``count`` more steps; ``plans``: step number -> plan in force from that step on."""
         for number in range(self._next, self._next + count):
             if plans and number in plans:
                 self.engine.execute(Repartition(plan=plans[number], reason="forced", before_step=number))
-            self.engine.submit(number, next(self._batches), lambda _: 0.0)
+            self.engine.submit(number, next(self._batches), lambda _: 0.0, measure_memory=measure_memory)
             while self.engine.in_flight > 1:
                 self.outcome.note(self.engine.next_event())
         while self.engine.in_flight or self.engine.busy:

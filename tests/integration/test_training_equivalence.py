@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import forescale as fs
+from forescale.core.errors import TaskFailed
 from forescale.engine.train.task import TrainingTask
 from forescale.plan.partition_plan import Schedule
 from integration import training_tasks as tasks
@@ -76,6 +77,9 @@ CASES: Mapping[str, tuple[Make, Cuts, float]] = {
     "running mean": (tasks.running_mean, THREE, EXACT),
     "running mean, recomputed": (tasks.running_mean, replace(THREE, recompute=True), EXACT),
     "mixture of experts": (tasks.mixture, replace(THREE, scatter=7), EXACT),
+    "whole modules": (tasks.untraceable, THREE, EXACT),
+    "whole modules, recomputed": (tasks.untraceable, replace(THREE, recompute=True, schedule=GPIPE), EXACT),
+    "tensors of all kinds": (tasks.crossing, Cuts(at=(0.25, 0.5)), EXACT),
     "frozen and unused parameters": (tasks.frozen, THREE, EXACT),
     "no_grad, detach, batch is a tensor": (tasks.reconstruction, THREE, EXACT),
     "nested batch": (tasks.nested, Cuts(), EXACT),
@@ -135,6 +139,11 @@ REPARTITIONS: Mapping[str, tuple[Make, Mapping[int, Cuts], float]] = {
         {0: Cuts(), 2: Cuts(at=(0.8,)), 3: THREE, 5: Cuts(at=(0.2,))},
         EXACT,
     ),
+    "whole modules": (
+        tasks.untraceable,
+        {0: Cuts(), 2: Cuts(at=(0.8,)), 3: THREE, 5: Cuts(at=(0.2,))},
+        EXACT,
+    ),
     "factored state": (
         lambda: tasks.gpt(FLOAT64, optimizer=tasks.adafactor),
         {0: Cuts(), 2: Cuts(at=(0.2,)), 3: THREE, 4: Cuts(at=(0.7,))},
@@ -163,6 +172,11 @@ def test_three_repartitions_change_nothing(name: str, workers: Workers) -> None:
     assert state_difference(trained, reference) <= max(1e-9, 30 * tolerance)
 
 
+def test_a_loss_that_reads_the_models_parameters_is_refused(workers: Workers) -> None:
+    with pytest.raises(TaskFailed, match=r"uses the model's parameter 0\.weight"):
+        workers.train(tasks.with_the_model_in_the_loss(), Cuts(), 1)
+
+
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_resumed_training_goes_on_as_if_it_had_not_stopped(tied: bool, workers: Workers) -> None:
     def task() -> TrainingTask:
@@ -184,3 +198,11 @@ def test_a_checkpoint_loads_into_the_plain_model(workers: Workers, tmp_path: Pat
     assert all(torch.equal(state[name], value) for name, value in trained.state.items())
     assert torch.equal(state["head.weight"], state["tokens.weight"])
     assert set(fs.load_checkpoint(trained.checkpoint)) == set(state)
+
+
+def test_a_model_that_cannot_be_traced_is_profiled_planned_and_trained(tmp_path: Path) -> None:
+    report = fs.train(tasks.untraceable(), steps=4, devices=2, adapt=False, directory=tmp_path)
+    plan = report.plans[0]
+    assert plan.microbatches <= 5  # of ten rows: BatchNorm needs two
+    reference = plain(tasks.untraceable(), 4, plan.microbatches)
+    assert list(report.losses) == pytest.approx(reference.losses, abs=EXACT)

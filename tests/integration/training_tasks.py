@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from forescale.engine.train.task import TrainingTask
-from models import GPT, Mixture, ResNet, RunningMean, TwoHeads, UNet
+from models import GPT, Mixture, Moody, ResNet, RunningMean, TwoHeads, UNet
 
 VOCABULARY = 64
 
@@ -29,11 +29,19 @@ def seeded(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) ->
 
 
 def texts(steps: int, rows: int = 8, length: int = 12, *, vary: bool = False) -> list[tuple[Tensor, Tensor]]:
-    """Token ids and their successors; with ``vary`` every batch has another length and number of rows."""
+    """Token ids, most of which follow from the one before, and their successors.
+
+    Args:
+        vary: every batch has another length and number of rows.
+    """
     found: list[tuple[Tensor, Tensor]] = []
     for step in range(steps):
         shape = (rows - step % 3, length + 3 * (step % 4) + 1) if vary else (rows, length + 1)
         ids = torch.randint(0, VOCABULARY, shape, generator=random(step))
+        odd = torch.rand(shape, generator=random(step)) < 0.1
+        for place in range(1, shape[1]):
+            follows = (5 * ids[:, place - 1] + 3) % VOCABULARY
+            ids[:, place] = torch.where(odd[:, place], ids[:, place], follows)
         found.append((ids[:, :-1], ids[:, 1:]))
     return found
 
@@ -172,6 +180,16 @@ def mixture() -> TrainingTask:
     )
 
 
+def untraceable() -> TrainingTask:
+    """Falls back to whole modules."""
+    return TrainingTask(
+        model=seeded(lambda: vector_model(Moody(), Moody(), Moody()), torch.float64),
+        loss=class_loss,
+        optimizer=adamw,
+        batches=vectors(6),
+    )
+
+
 def frozen() -> TrainingTask:
     """A frozen layer in the middle, and one that nobody calls (which an optimizer never touches)."""
 
@@ -285,4 +303,36 @@ def with_optimizer_instance() -> TrainingTask:
         loss=class_loss,
         optimizer=torch.optim.RMSprop(model.parameters(), lr=1e-3, momentum=0.9),
         batches=vectors(6),
+    )
+
+
+def with_the_model_in_the_loss() -> TrainingTask:
+    model = seeded(vector_model, torch.float64)
+    first = model.get_parameter("0.weight")
+    return TrainingTask(
+        model=model,
+        loss=lambda output, batch: class_loss(output, batch) + first.square().sum(),
+        optimizer=adamw,
+        batches=vectors(6),
+    )
+
+
+class Crossing(nn.Module):
+    """Masks, indices, a number and complex numbers are made early and read late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        positive, order, mean, empty = x > 0, x.argsort(-1), x.mean(), x[:0]
+        spectrum = torch.fft.rfft(self.first(x))
+        y = self.second(torch.tanh(self.second(torch.fft.irfft(spectrum, n=8))))
+        y = torch.where(positive, y, 0.0) * mean + y.gather(1, order) + empty.sum()
+        return self.last(torch.fft.irfft(spectrum * torch.fft.rfft(y), n=8))
+
+
+def crossing() -> TrainingTask:
+    return TrainingTask(
+        model=seeded(Crossing, torch.float64), loss=class_loss, optimizer=adamw, batches=vectors(6)
     )

@@ -10,6 +10,7 @@ from typing import Any
 from forescale.core.cluster import Cluster, Device, DeviceKind, Link
 from forescale.graph.json_format import from_json, to_json
 from forescale.graph.peak import peak_bytes
+from forescale.graph.size import violated
 from forescale.plan.memory import in_flight
 from forescale.plan.partition_plan import PartitionPlan
 from forescale.plan.problem import MicrobatchCosts, PartitionProblem
@@ -37,7 +38,7 @@ class ProfiledCosts:
         """The question for batches with these symbols, with devices at these speeds."""
         devices = tuple(replace(d, speed=speeds.get(d.name, d.speed)) for d in self.cluster.devices)
         rows = binding[self.rows_symbol] if self.rows_symbol else self.rows
-        counts = tuple(count for count in self.microbatches if count <= rows and self.rows_symbol) or (1,)
+        counts = tuple(count for count in self.microbatches if self._allows(binding, rows, count)) or (1,)
         return PartitionProblem(
             graph=self.profile.graph,
             cluster=replace(self.cluster, devices=devices),
@@ -65,6 +66,14 @@ class ProfiledCosts:
             )
             for index, stage in enumerate(plan.stages)
         )
+
+    def _allows(self, binding: Mapping[str, int], rows: int, count: int) -> bool:
+        """Whether the model can run that number of microbatches."""
+        if count > rows or (count > 1 and self.rows_symbol is None):
+            return False
+        graph = self.profile.graph
+        sizes = {rows // count, -(-rows // count)}
+        return all(violated(graph.conditions, graph.part(binding, rows, size)) is None for size in sizes)
 
     def _costs(
         self, binding: Mapping[str, int], rows: int, count: int, devices: tuple[Device, ...]

@@ -19,6 +19,7 @@ from forescale.engine.train.task import Batch, TrainingTask, batch_rows, microba
 from forescale.graph.capture import CapturedModel, capture, flatten_inputs
 from forescale.graph.model import ModelGraph
 from forescale.graph.saved import measure_saved
+from forescale.graph.size import violated
 from forescale.profile.devices import measure_devices
 from forescale.profile.measurement import typical
 from forescale.profile.model import KindProfile, ModelProfile
@@ -68,7 +69,7 @@ def prepare(
     progress("measuring devices and links")
     measured = measure_devices(cluster, budget_s=_DEVICES_BUDGET_S)
     progress("timing operators on every device")
-    pieces = _pieces_to_measure(task, looked_at, _MEASURED if _rows_symbol(captured.graph) else (1,))
+    pieces = _pieces_to_measure(task, looked_at, captured.graph, describe)
     answers = engine.profile(pieces, _BUDGET_S)
     args, kwargs = task.call(looked_at[0])
     costs = ProfiledCosts(
@@ -127,15 +128,19 @@ def _first_batches(batches: Iterator[Batch]) -> list[Batch]:
 
 
 def _pieces_to_measure(
-    task: TrainingTask, batches: Sequence[Batch], microbatches: Sequence[int]
+    task: TrainingTask,
+    batches: Sequence[Batch],
+    graph: ModelGraph,
+    describe: Callable[[Batch], Mapping[str, int]],
 ) -> list[Batch]:
-    """Microbatches of a few sizes, of the smallest and the largest batch in view."""
+    """Microbatches of a few sizes that the model allows, of the smallest and the largest batch in view."""
+    microbatches = _MEASURED if _rows_symbol(graph) else (1,)
     by_size = sorted(batches, key=lambda batch: sum(t.numel() for t in flatten_inputs(*task.call(batch))))
     pieces: dict[tuple[tuple[int, ...], ...], Batch] = {}
     for batch in (by_size[0], by_size[-1]):
         rows = batch_rows(*task.call(batch))
-        for count in microbatches:
-            piece = split_rows(batch, microbatch_rows(rows, count))[0]
+        cut = [split_rows(batch, microbatch_rows(rows, count))[0] for count in microbatches]
+        for piece in [p for p in cut if violated(graph.conditions, describe(p)) is None] or [batch]:
             pieces.setdefault(tuple(tuple(t.shape) for t in flatten_inputs(*task.call(piece))), piece)
     return list(pieces.values())
 

@@ -8,7 +8,7 @@ between whole modules.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,8 @@ from forescale.core.errors import CaptureFailed, InvalidInput
 from forescale.graph.export import conditions, export
 from forescale.graph.model import ModelGraph
 from forescale.graph.modules import chain_of_modules
-from forescale.graph.size import evaluate
+from forescale.graph.program import libraries_of
+from forescale.graph.size import violated
 from forescale.graph.translate import translate
 
 
@@ -37,8 +38,9 @@ class OutputLayout:
     template: Any
 
     @classmethod
-    def of(cls, leaves: Sequence[Any], spec: pytree.TreeSpec) -> OutputLayout:
+    def of(cls, leaves: Sequence[Any], spec: pytree.TreeSpec | None) -> OutputLayout:
         """From the leaves of an output, where a tensor's name is wrapped in a 1-tuple."""
+        assert spec is not None, "torch.export always tells the output's structure"
         marked = [OutputTensor(*leaf) if isinstance(leaf, tuple) else leaf for leaf in leaves]
         return cls(pytree.tree_unflatten(marked, spec))
 
@@ -94,7 +96,7 @@ class InputLayout:
 
 def _leaves(args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Everything in a call but None, by where it is: ``args[0]``, ``mask`` or ``batch['ids']``."""
-    flat, _ = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))
+    flat: Any = pytree.tree_flatten_with_path((tuple(args), dict(kwargs)))[0]
     named: dict[str, Any] = {}
     for (half, part, *inner), leaf in flat:
         outer = f"args[{part.idx}]" if half.idx == 0 else str(part.key)
@@ -109,35 +111,34 @@ class CapturedModel:
 
     Attributes:
         inputs: how a call becomes the graph's inputs.
-        conditions: expressions over the graph's symbols, none negative, see :meth:`check`.
         state: value of every parameter and buffer of the graph (shared with the model).
         output: how the model's output is rebuilt.
         modules: callables for whole-module operators (after a fall-back capture).
+        libraries: Python modules to import before the graph's operators can be found.
     """
 
     graph: ModelGraph
     inputs: InputLayout
-    conditions: tuple[str, ...]
     state: Mapping[str, torch.Tensor]
     output: OutputLayout
     modules: Mapping[str, Callable[..., Any]]
+    libraries: tuple[str, ...]
 
     def check(self, binding: Mapping[str, int]) -> None:
-        """Checks that a microbatch takes the captured path through the model's forward.
+        """Checks that the graph is right for a microbatch.
 
         Raises:
-            InvalidInput: the model branches on the shape, and this one takes another branch.
+            InvalidInput: the model takes another branch for this shape, or a norm has too few values.
         """
-        for condition in self.conditions:
-            if evaluate(condition, binding) < 0:
-                shape = ", ".join(
-                    f"axis {self.graph.symbols[s].axis} of {self.graph.symbols[s].tensor} is {value}"
-                    for s, value in binding.items()
-                )
-                raise InvalidInput(
-                    f"a microbatch takes another path through the model than the captured one: {shape}, "
-                    f"but {condition} must not be negative; pad the batch, or change its number of rows"
-                )
+        if (condition := violated(self.graph.conditions, binding)) is not None:
+            shape = ", ".join(
+                f"axis {self.graph.symbols[s].axis} of {self.graph.symbols[s].tensor} is {value} ({s})"
+                for s, value in binding.items()
+            )
+            raise InvalidInput(
+                f"the model as captured is not right for a microbatch where {shape}: {condition} must not be "
+                "negative; pad the batch, or change its number of rows"
+            )
 
 
 def flatten_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -171,18 +172,19 @@ def capture(
     try:
         exported = export(model, args, kwargs, autocast)
         graph, state, leaves = translate(exported, model)
-        spec, modules, needed = exported.call_spec.out_spec, {}, conditions(exported)
+        graph = replace(graph, conditions=(*conditions(exported), *graph.conditions))
+        spec, modules = exported.call_spec.out_spec, {}
     except CaptureFailed:
         chain = chain_of_modules(model, args, kwargs, autocast)
         if chain is None:
             raise
         graph, state, leaves, spec = chain.graph, chain.state, chain.leaves, chain.spec
-        modules, needed = chain.modules, ()
+        modules = chain.modules
     return CapturedModel(
         graph=graph,
         inputs=InputLayout.of(args, kwargs, graph.inputs),
-        conditions=needed,
         state=state,
         output=OutputLayout.of(leaves, spec),
         modules=modules,
+        libraries=libraries_of(graph),
     )

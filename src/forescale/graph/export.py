@@ -6,10 +6,10 @@ gradients flow through ``no_grad`` regions, and a custom ``autograd.Function`` l
 
 from __future__ import annotations
 
+import inspect
 import io
 import logging
 import re
-import sys
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -41,7 +41,7 @@ def export(
     kind = next(t.device.type for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
     # Casts of a cached weight would be shared by distant operators, and so cross cuts as whole weights.
     casting = torch.autocast(kind, autocast, cache_enabled=False) if autocast else nullcontext()
-    with casting, _quiet(), _no_custom_backward():
+    with casting, _quiet(), _no_custom_backward(), _no_look_at_masks():
         try:
             exported = torch.export.export(
                 _Traced(model), (args, kwargs), dynamic_shapes=shapes, strict=False
@@ -126,11 +126,11 @@ def _no_custom_backward() -> Generator[None]:
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
         if not cls.__module__.startswith("torch."):
-            code, line = sys._getframe(1).f_code, sys._getframe(1).f_lineno
+            caller = inspect.stack(0)[1]
             raise CaptureFailed(
                 "an autograd.Function has a backward of its own",
                 operator=cls.__name__,
-                source=f"{code.co_filename}:{line}",
+                source=f"{caller.filename}:{caller.lineno}",
             )
         return original(cls, *args, **kwargs)
 
@@ -139,6 +139,18 @@ def _no_custom_backward() -> Generator[None]:
         yield
     finally:
         function.apply = classmethod(original)
+
+
+@contextmanager
+def _no_look_at_masks() -> Generator[None]:
+    """Keeps ``nn.Transformer`` from comparing its mask with a causal one, to leave it out if they agree."""
+    transformer: Any = torch.nn.modules.transformer
+    original = transformer._detect_is_causal_mask
+    transformer._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True  # noqa: ARG005
+    try:
+        yield
+    finally:
+        transformer._detect_is_causal_mask = original
 
 
 def _capture_failed(error: Exception) -> CaptureFailed:
@@ -178,8 +190,7 @@ def _inline_no_grad(exported: ExportedProgram) -> None:
     ``run_decompositions`` inlines such regions too, but forgets that no gradient flows through them.
     """
     module = exported.graph_module
-    nodes: list[Any] = list(module.graph.nodes)  # what nodes hold is typed as a union of nearly everything
-    for node in nodes:
+    for node in list(module.graph.nodes):
         if node.target is not torch.ops.higher_order.wrap_with_set_grad_enabled:
             continue
         enabled, body, *operands = node.args
@@ -190,7 +201,7 @@ def _inline_no_grad(exported: ExportedProgram) -> None:
         placeholders = [n for n in inner.graph.nodes if n.op == "placeholder"]
         mapping.update(zip(placeholders, operands, strict=True))
         with module.graph.inserting_before(node):
-            results = module.graph.graph_copy(inner.graph, mapping)
+            results: Any = module.graph.graph_copy(inner.graph, mapping)
             detached = [_detach(module.graph, r) for r in results]
         for user in list(node.users):
             user.replace_all_uses_with(detached[user.args[1]])
@@ -209,22 +220,28 @@ def _detach(graph: torch.fx.Graph, value: Any) -> Any:
 
 
 def conditions(exported: ExportedProgram) -> tuple[str, ...]:
-    """What the shape of a batch must fulfil to take the path through the forward that was traced.
+    """What a shape must fulfil to take the path through the forward that was traced.
 
     Returns:
-        Expressions over the graph's symbols; none of them is negative for such a batch. Inequalities
-        (``Ne``) are left out: almost all of them only tell broadcasting from the general case.
+        Expressions over the graph's symbols; none of them is negative for such a shape. Conditions that
+        only tell an axis of size 1 from larger ones are left out: every operator broadcasts it rightly.
     """
     values = [n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder"]
     mode = next((v.fake_mode for v in values if isinstance(v, FakeTensor)), None)
     if mode is None or mode.shape_env is None:
         return ()
-    forms = {"LessThan": "{1} - ({0})", "StrictLessThan": "{1} - ({0}) - 1", "Equality": "-Abs({0} - ({1}))"}
-    forms |= {"GreaterThan": "{0} - ({1})", "StrictGreaterThan": "{0} - ({1}) - 1"}
     found: dict[str, None] = {}
     for guard in mode.shape_env.guards:
-        expression = mode.shape_env.replace(guard.expr)  # symbols that proved equal to others are gone
-        form = forms.get(type(expression).__name__)
-        if form is not None:
-            found[form.format(*map(str, expression.args))] = None
+        relation = mode.shape_env.replace(guard.expr)  # symbols that proved equal to others are gone
+        kind, sides = type(relation).__name__, relation.args
+        if kind == "Equality":
+            found[f"-Abs({sides[0]} - ({sides[1]}))"] = None
+        elif kind in _ORDERS:
+            strict = kind.startswith("Strict")
+            small, large = sides if kind.endswith("LessThan") else reversed(sides)
+            if not (small.is_number and small + strict <= 2):
+                found[f"{large} - ({small})" + (" - 1" if strict else "")] = None
     return tuple(found)
+
+
+_ORDERS = ("LessThan", "StrictLessThan", "GreaterThan", "StrictGreaterThan")

@@ -224,6 +224,7 @@ def _check_operator(graph: ModelGraph, operator: Operator, position: int) -> Non
 def _check_sizes(graph: ModelGraph) -> None:
     _require(graph.example.keys() == graph.symbols.keys(), "the example does not give each symbol a value")
     sizes = [size for tensor in graph.tensors.values() for size in tensor.shape]
+    sizes += [*graph.conditions]
     sizes += [storage.size_bytes for storage in (*graph.saved, *graph.memory)]
     arguments = [a for o in graph.operators for a in (*o.args, *o.kwargs.values())]
     sizes += [what for kind, what in _references(arguments) if kind == "size"]

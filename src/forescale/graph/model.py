@@ -160,6 +160,8 @@ class ModelGraph:
         outputs: names of the output tensors, in the order of the model's flattened output.
         symbols: how each symbol gets its value from a batch.
         example: the symbols' values in the batch it was captured with.
+        conditions: expressions that are not negative for any microbatch the graph is right for: the model
+            may branch on shapes, and a norm needs more than one value.
         saved: what autograd keeps (empty until measured by :mod:`forescale.graph.saved`).
         memory: begin and end of every storage, in order (empty until measured likewise).
     """
@@ -173,6 +175,7 @@ class ModelGraph:
     outputs: tuple[str, ...]
     symbols: Mapping[str, SymbolSource]
     example: Mapping[str, int]
+    conditions: tuple[Size, ...] = ()
     saved: tuple[SavedStorage, ...] = ()
     memory: tuple[MemoryEvent, ...] = ()
 

@@ -250,12 +250,21 @@ class _Reader:
                 outputs=tuple(names),
                 symbols={_ROWS: SymbolSource(tensor=next(iter(self._inputs)), axis=0)},
                 example={_ROWS: self._rows},
+                conditions=self._conditions(),
             ),
             state=self._state.values,
             modules=self.modules,
             leaves=tuple((next(left),) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves),
             spec=spec,
         )
+
+    def _conditions(self) -> tuple[str, ...]:
+        """Whether one row is enough (it is not for BatchNorm)."""
+        try:
+            self.run({n: t[:1] if t.shape[0] == self._rows else t for n, t in self._inputs.items()})
+        except Exception:  # noqa: BLE001 - a model complains as it likes
+            return (f"{_ROWS} - 2",)
+        return ()
 
     def _outputs(self, index: int, path: str, once: Any, twice: Any) -> list[str]:
         if index + 1 < len(self._links) and not isinstance(once, torch.Tensor):

@@ -7,11 +7,13 @@ is dropped after its last use, and what depends on the batch's shape is passed i
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
+from torch._library.custom_ops import OPDEFS
 
 from forescale.core.errors import InvalidInput
 from forescale.graph.model import ModelGraph, Operator
@@ -40,6 +42,30 @@ class Program:
     function: Callable[..., tuple[torch.Tensor, ...]]
     sizes: Callable[[Mapping[str, int]], list[int]]
     source: str
+
+
+def libraries_of(graph: ModelGraph) -> tuple[str, ...]:
+    """Modules that register operators of the graph which are not PyTorch's own."""
+    names = {o.target.rpartition(".")[0].replace(".", "::", 1) for o in graph.operators}
+    makers: list[Any] = [OPDEFS[name]._init_fn for name in sorted(names) if name in OPDEFS]  # pyright: ignore[reportPrivateUsage]
+    defined = [maker.__module__ for maker in makers]
+    return tuple(dict.fromkeys(module for module in defined if not module.startswith("torch.")))
+
+
+def register_operators(libraries: Iterable[str]) -> None:
+    """Imports the modules that :func:`libraries_of` found in another process.
+
+    Raises:
+        InvalidInput: one of them cannot be imported.
+    """
+    for library in libraries:
+        try:
+            import_module(library)
+        except ImportError as error:
+            raise InvalidInput(
+                f"the model calls operators of {library}, which a worker cannot import: {error}; "
+                "move them into a module on the Python path"
+            ) from error
 
 
 def resolve_target(target: str) -> Callable[..., Any]:

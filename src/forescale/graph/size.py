@@ -96,6 +96,11 @@ def compile_sizes(sizes: Sequence[Size], symbols: Sequence[str]) -> Callable[[Ma
     return values
 
 
+def violated(conditions: Iterable[Size], binding: Mapping[str, int]) -> Size | None:
+    """The first of a graph's conditions that does not hold (is negative) under ``binding``, if any."""
+    return next((c for c in conditions if evaluate(c, binding) < 0), None)
+
+
 def product(factors: Iterable[Size]) -> Size:
     """The product of sizes, e.g. of a shape's axes; constants are folded, factors are in one order."""
     constant, symbolic = 1, list[str]()

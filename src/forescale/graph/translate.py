@@ -23,6 +23,7 @@ from forescale.graph.node import (
     target_name,
 )
 from forescale.graph.program import compile_program
+from forescale.graph.size import product
 from forescale.graph.state import State, own_name
 
 _CHECKS = {
@@ -74,6 +75,7 @@ class _Reader:
         self._updates: list[BufferUpdate] = []
         self._symbols: dict[str, SymbolSource] = {}
         self._example: dict[str, int] = {}
+        self._conditions: dict[Size, None] = {}
 
     def read(self) -> None:
         for node in self._exported.graph.nodes:
@@ -134,6 +136,7 @@ class _Reader:
             args = (*args[:5], *args[5:8], True) if training else (*args[:5], False, *args[5:7], True)
             target, returns_tuple, outputs = "aten.batch_norm.default", False, outputs[:1]
             changed = args[3:5] if training else ()
+            self._need_two_values(args[0])
         elif (
             target == "aten.instance_norm.default" and args[5]
         ):  # its schema does not say that it changes them
@@ -166,6 +169,13 @@ class _Reader:
                 ),
             )
         )
+
+    def _need_two_values(self, normed: Any) -> None:
+        """One value per channel has no variance; the kernel would put NaN into the running statistics."""
+        sizes = [size_of(size) for axis, size in enumerate(normed.meta["val"].shape) if axis != 1]
+        values = product(sizes)
+        if isinstance(values, str):
+            self._conditions[f"{values} - 2"] = None
 
     def _outputs(self, node: torch.fx.Node, index: int, value: Any) -> tuple[str | None, ...]:
         if isinstance(value, torch.Tensor):
@@ -222,6 +232,7 @@ class _Reader:
             outputs=tuple(dict.fromkeys(leaf[0] for leaf in leaves if isinstance(leaf, tuple))),
             symbols=self._symbols,
             example=self._example,
+            conditions=tuple(self._conditions),
         )
         return graph, tuple(leaves)
 

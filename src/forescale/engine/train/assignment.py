@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import cloudpickle
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -34,6 +37,17 @@ class Assignment:
     seed: int
     ranks: Mapping[str, int]
 
+    def encode(self, model: nn.Module) -> bytes:
+        """The assignment as bytes for ``pickle.loads``; what is not importable travels by value.
+
+        Raises:
+            TaskFailed: the loss or the scheduler refers to a parameter of ``model``. A worker would use a
+                copy of it that is never trained.
+        """
+        written = io.BytesIO()
+        _WithoutParameters(written, model).dump(self)
+        return written.getvalue()
+
     def loss_of(self, output: Any, batch: Any, device: torch.device) -> torch.Tensor:
         """The task's loss, under its autocast.
 
@@ -43,6 +57,21 @@ class Assignment:
         casting = torch.autocast(device.type, self.autocast) if self.autocast else nullcontext()
         with casting:
             return _scalar(self.loss(output, batch))
+
+
+class _WithoutParameters(cloudpickle.Pickler):
+    """Refuses a model's parameters."""
+
+    def __init__(self, file: io.BytesIO, model: nn.Module) -> None:
+        super().__init__(file)
+        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+
+    def persistent_id(self, obj: Any) -> None:
+        if (name := self._names.get(id(obj))) is not None:
+            raise TaskFailed(
+                f"the loss (or the scheduler) uses the model's parameter {name}, which workers share; "
+                "return what the loss needs from the model's forward"
+            )
 
 
 def _scalar(loss: object) -> torch.Tensor:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-import cloudpickle
 import torch
 
 from forescale.core.cluster import Cluster
@@ -124,7 +123,7 @@ class TrainingEngine:
             seed=task.seed,
             ranks=self._ranks,
         )
-        self._crew.broadcast({"type": "setup"}, [cloudpickle.dumps(assignment)])
+        self._crew.broadcast({"type": "setup"}, [assignment.encode(task.model)])
 
     def profile(self, microbatches: Sequence[Batch], budget_s: float) -> tuple[WorkerProfile, ...]:
         """Measures the model with microbatches of some sizes, on all workers at once; one answer per device.
@@ -177,11 +176,20 @@ class TrainingEngine:
         """Whether a switch or a checkpoint is still under way."""
         return bool(self._writing) or any(switch.step >= 0 for switch in self._switches.values())
 
-    def submit(self, step: int, batch: Batch, predict_s: Callable[[PartitionPlan], float]) -> None:
+    def submit(
+        self,
+        step: int,
+        batch: Batch,
+        predict_s: Callable[[PartitionPlan], float],
+        *,
+        measure_memory: bool = False,
+    ) -> None:
         """Queues one step; returns at once.
 
         Args:
             predict_s: what the step should take under the plan it will run with.
+            measure_memory: whether CPU workers measure their peak memory, which slows this step down (GPU
+                workers always do).
         """
         self._switch_if_due(step)
         args, kwargs = self._task.call(batch)
@@ -204,6 +212,7 @@ class TrainingEngine:
             "rows": parts,
             "bindings": bindings,
             "weights": self._weights(batch, parts),
+            "measure_memory": measure_memory,
         }
         last = self._plan.stages[-1].device
         for name in self._names:

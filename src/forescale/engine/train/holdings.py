@@ -46,6 +46,11 @@ class Holdings:
         gone = [self.tensors.pop(name) for name in names]
         self.optimizer.release(p for p in gone if isinstance(p, nn.Parameter))
 
+    def size_bytes(self) -> int:
+        """Parameters, buffers and optimiser state."""
+        states = [v for n in self.tensors for v in self.state(n).values() if isinstance(v, torch.Tensor)]
+        return sum(t.numel() * t.element_size() for t in (*self.tensors.values(), *states))
+
     def trainable(self) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.tensors.items() if isinstance(p, nn.Parameter) and p.requires_grad}
 

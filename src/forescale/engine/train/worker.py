@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,9 @@ from forescale.engine.train.shards import Checkpoint, write_shard
 from forescale.engine.train.stage import CompiledStage, Microbatch, StageExecutor
 from forescale.engine.train.stopwatch import Activity, Stopwatch
 from forescale.engine.train.task import split_rows
+from forescale.graph.kernels import measure_peak_bytes
 from forescale.graph.model import ModelGraph
+from forescale.graph.program import register_operators
 from forescale.plan.moves import holders
 from forescale.plan.partition_plan import PartitionPlan
 
@@ -94,6 +96,7 @@ class _Worker:
 
     def _setup(self, message: Message) -> None:
         self._assignment = pickle.loads(message.frames[0])  # noqa: S301 - only the coordinator can send
+        register_operators(self._assignment.captured.libraries)
         self._holdings = Holdings(
             graph=self._graph,
             optimizer=WorkerOptimizer(self._assignment.optimizer),
@@ -157,9 +160,6 @@ class _Worker:
 
     def _step(self, message: Message) -> None:
         header, cpu_start_s = message.header, time.process_time()
-        on_gpu = self._peers.device.type == "cuda"
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
         step, rows = header["step"], header["rows"]
         with self._stopwatch.time(Activity.TRANSFER):
             inputs, batch = decode_batch(message, self._peers.device)
@@ -168,9 +168,7 @@ class _Worker:
             Microbatch(binding=b, fed=f, batch=w, weight=share)
             for b, f, w, share in zip(header["bindings"], fed, batches, header["weights"], strict=True)
         ]
-        loss = torch.zeros(())
-        if self._executor is not None:
-            loss = self._executor.run(step, microbatches)
+        loss, memory_bytes = self._run(step, microbatches, measure_memory=header["measure_memory"])
         with self._stopwatch.time(Activity.TRANSFER):
             self._complete_gradients()
         self._update()
@@ -183,7 +181,7 @@ class _Worker:
             transfer_s=spent[Activity.TRANSFER],
             wait_s=spent[Activity.WAIT],
             cpu_s=time.process_time() - cpu_start_s,
-            memory_bytes=torch.cuda.max_memory_allocated() if on_gpu else 0,
+            memory_bytes=memory_bytes,
         )
         self._channel.send(
             {
@@ -194,6 +192,24 @@ class _Worker:
                 "report": asdict(report),
             }
         )
+
+    def _run(
+        self, step: int, microbatches: Sequence[Microbatch], *, measure_memory: bool
+    ) -> tuple[torch.Tensor, int]:
+        """Forwards and backwards: the loss, and the peak of this worker's memory (0 when not measured)."""
+        if self._executor is None:
+            return torch.zeros(()), 0
+        if self._peers.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            loss = self._executor.run(step, microbatches)
+            return loss, torch.cuda.max_memory_allocated()
+        if not measure_memory:
+            return self._executor.run(step, microbatches), 0
+        losses: list[torch.Tensor] = []
+        executor = self._executor
+        rise_bytes = measure_peak_bytes(lambda: losses.append(executor.run(step, microbatches)))
+        fed_bytes = sum(t.numel() * t.element_size() for m in microbatches for t in m.fed.values())
+        return losses[0], rise_bytes + self._holdings.size_bytes() + fed_bytes
 
     def _complete_gradients(self) -> None:
         untouched = self._executor.untouched if self._executor is not None else frozenset[str]()

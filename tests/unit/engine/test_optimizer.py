@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from forescale.core.errors import TaskFailed
+from forescale.engine.train.optimizer import OptimizerTemplate, WorkerOptimizer, optimizer_template
+from forescale.engine.train.task import TrainingTask
+
+
+def template(make: Any, model: nn.Module | None = None) -> OptimizerTemplate:
+    model = model or nn.Linear(3, 3)
+    task = TrainingTask(model=model, loss=lambda output, _: output.sum(), optimizer=make, batches=[])
+    return optimizer_template(task, dict(model.named_parameters()))
+
+
+def two_groups(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    weight, bias = parameters
+    return torch.optim.AdamW([{"params": [weight], "lr": 0.5}, {"params": [bias]}], lr=0.1)
+
+
+def test_groups_and_their_options_are_kept() -> None:
+    found = template(two_groups)
+    assert found.group_of == {"weight": 0, "bias": 1}
+    assert [group["lr"] for group in found.optimizer.param_groups] == [0.5, 0.1]
+    assert all(group["params"] == [] for group in found.optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("make", "ratio"),
+    [
+        (torch.optim.AdamW, 2.0),
+        (lambda p: torch.optim.SGD(p, lr=0.1), 0.0),
+        (lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), 1.0),
+    ],
+    ids=["adamw", "sgd", "momentum"],
+)
+def test_the_size_of_the_state_is_known(make: Callable[..., Optimizer], ratio: float) -> None:
+    assert template(make).state_ratio == ratio
+
+
+def test_an_optimizer_that_is_there_already_is_taken_with_its_groups() -> None:
+    model = nn.Linear(3, 3)
+    assert template(two_groups(model.parameters()), model).group_of == {"weight": 0, "bias": 1}
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (torch.optim.LBFGS, "LBFGS"),
+        (lambda _: torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1), "not the model's"),
+        (lambda _: 3, "returned int"),
+        (lambda _: 1 / 0, "could not be made: division by zero"),
+        (3, "must be a torch optimizer"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(TaskFailed, match=message):
+        template(make)
+
+
+def test_parameters_come_and_go_with_their_state() -> None:
+    """Two workers, between which a parameter moves, do what one optimizer does."""
+    torch.manual_seed(0)
+    whole = nn.Linear(3, 3)
+    reference = two_groups(whole.parameters())
+    workers = [WorkerOptimizer(template(two_groups)) for _ in range(2)]
+    own = {name: nn.Parameter(p.detach().clone()) for name, p in whole.named_parameters()}
+    workers[0].hold("weight", own["weight"])
+    workers[1].hold("bias", own["bias"])
+    for step in range(4):
+        if step == 2:
+            state = workers[0].state(own["weight"])
+            workers[1].hold("weight", own["weight"], dict(state))
+            workers[0].release([own["weight"]])
+            assert workers[0].state(own["weight"]) == {}
+        for name, parameter in whole.named_parameters():
+            parameter.grad = torch.randn_like(parameter)
+            own[name].grad = parameter.grad.clone()
+        reference.step()
+        for worker in workers:
+            worker.optimizer.step()
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(own[name], parameter)
