@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 import statistics
 import tempfile
 import time
@@ -36,7 +37,9 @@ def _loopback(rank: int, port: int, cores: tuple[int, int], results: mp.SimpleQu
     for _ in range(9):
         dist.barrier()
         start_s = time.perf_counter()
-        (dist.isend(tensor, 1) if rank == 0 else dist.irecv(tensor, 0)).wait()
+        work = dist.isend(tensor, 1) if rank == 0 else dist.irecv(tensor, 0)
+        assert work is not None
+        work.wait()
         dist.barrier()
         seconds.append(time.perf_counter() - start_s)
     if rank == 0:
@@ -46,12 +49,17 @@ def _loopback(rank: int, port: int, cores: tuple[int, int], results: mp.SimpleQu
 
 def loopback_bytes_per_s(cores: tuple[int, int]) -> float:
     """Bandwidth of one large gloo message between two pinned processes, received into warm memory."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    port = store.port
-    del store
-    results = mp.get_context("spawn").SimpleQueue()
-    mp.spawn(_loopback, (port, cores, results), nprocs=2)
-    return results.get()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    context = mp.get_context("spawn")
+    results = context.SimpleQueue()
+    peers = [context.Process(target=_loopback, args=(rank, port, cores, results)) for rank in range(2)]
+    for peer in peers:
+        peer.start()
+    bandwidth = results.get()
+    for peer in peers:
+        peer.join()
+    return bandwidth
 
 
 def main() -> None:

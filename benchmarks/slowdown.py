@@ -27,7 +27,10 @@ def slowed(pid: int, core: int, speed: float) -> Generator[str]:
         group.mkdir()
     except OSError:
         rivals = max(1, round(1 / speed) - 1)
-        program = f"import os; os.sched_setaffinity(0, {{{core}}})\nwhile os.getppid() == {os.getpid()}: sum(range(10**6))"
+        program = (
+            f"import os; os.sched_setaffinity(0, {{{core}}})\n"
+            f"while os.getppid() == {os.getpid()}: sum(range(10**6))"
+        )
         running = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(rivals)]
         try:
             yield f"{rivals} competing process(es) on its core"

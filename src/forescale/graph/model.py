@@ -189,19 +189,20 @@ class ModelGraph:
             InvalidInput: the batch has another number of axes than the captured one, differs from it
                 in an axis the model fixes, or gives one symbol two values.
         """
+        for name in self.inputs:
+            if len(shapes[name]) != len(self.tensors[name].shape):
+                raise InvalidInput(
+                    f"batch input {name} has {len(shapes[name])} axes; "
+                    f"the model was captured with {len(self.tensors[name].shape)}"
+                )
         binding = {symbol: shapes[source.tensor][source.axis] for symbol, source in self.symbols.items()}
         for name in self.inputs:
-            expected = self.tensors[name].shape
-            if len(expected) != len(shapes[name]):
-                raise InvalidInput(
-                    f"batch input {name} has {len(shapes[name])} axes; the model was captured with {len(expected)}"
-                )
-            for axis, (size, found) in enumerate(zip(expected, shapes[name], strict=True)):
+            for axis, (size, found) in enumerate(zip(self.tensors[name].shape, shapes[name], strict=True)):
                 wanted = binding.get(size) if isinstance(size, str) else size
                 if wanted is not None and wanted != found:
                     raise InvalidInput(
-                        f"axis {axis} of batch input {name} is {found}, but the model as captured needs {wanted} there; "
-                        "give every batch that size (pad), or capture with a batch where it differs from other sizes"
+                        f"axis {axis} of batch input {name} is {found}, but the model as captured needs "
+                        f"{wanted} there; pad every batch to that size"
                     )
         return binding
 

@@ -22,7 +22,8 @@ def loss(output, batch):
     return output.mean()
 
 def make(seed=0):
-    return fs.TrainingTask(model=nn.Linear(2, 1), loss=loss, optimizer=lambda p: SGD(p, lr=0.1), batches=[], seed=seed)
+    model = nn.Linear(2, 1)
+    return fs.TrainingTask(model=model, loss=loss, optimizer=lambda p: SGD(p), batches=[], seed=seed)
 """
 
 
