@@ -30,11 +30,22 @@ def print_json(value: Any) -> None:
 
 
 def table(title: str, *columns: str) -> Table:
-    """An empty table; columns whose name begins with ``>`` hold figures and are aligned to the right."""
+    """An empty table; columns whose name begins with ``>`` hold figures and are aligned to the right.
+
+    Without any column names there is no head.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    result = Table(title=title, title_justify="left", box=SIMPLE_HEAD, title_style="bold", pad_edge=False)
+    named = any(name.removeprefix(">") for name in columns)
+    result = Table(
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD if named else None,
+        show_header=named,
+        pad_edge=False,
+    )
     for name in columns:
         result.add_column(name.removeprefix(">"), justify="right" if name.startswith(">") else "left")
     return result

@@ -77,7 +77,7 @@ def _show(problem: PartitionProblem, plan: PartitionPlan) -> None:
             seconds(predicted.backward_s),
             percent(predicted.busy_s / plan.prediction.step_s),
             f"{size(predicted.memory_bytes)} of {size(problem.cluster.device(stage.device).memory_bytes)}",
-            f"{len(crossing)} tensors, {size(sum(crossing.values()))}" if crossing else "the batch",
+            _received(crossing),
         )
     out = console()
     out.print(shown)
@@ -88,6 +88,12 @@ def _show(problem: PartitionProblem, plan: PartitionPlan) -> None:
     )
     for reason in plan.rationale:
         out.print(f"- {reason}", markup=False, soft_wrap=True)
+
+
+def _received(crossing: dict[str, int]) -> str:
+    if not crossing:
+        return "the batch"
+    return f"{len(crossing)} tensor{'s' * (len(crossing) > 1)}, {size(sum(crossing.values()))}"
 
 
 def modules(graph: ModelGraph, stage: Stage) -> list[str]:

@@ -182,8 +182,8 @@ def _show_totals(totals: Totals) -> None:
 
 
 def _show_modules(found: Sequence[ModuleCost]) -> None:
-    title = f"Costliest of {len(found)} modules (without the modules inside them)"
-    shown = table(title, "module", ">time", ">forward", ">backward", ">work", ">parameters")
+    title = f"Costliest of {len(found)} modules"
+    shown = table(title, "module", ">own time", ">forward", ">backward", ">work", ">parameters")
     for module in found[:_SHOWN_MODULES]:
         shown.add_row(
             module.path or "(model)",
@@ -198,14 +198,12 @@ def _show_modules(found: Sequence[ModuleCost]) -> None:
 
 def _show_batches(found: BatchStatistics) -> None:
     padding = "unknown" if found.padded_fraction is None else percent(found.padded_fraction)
-    title = (
-        f"The first {found.batches} batches: {found.rows:,} rows, {found.tokens:,} tokens, "
-        f"{size(found.size_bytes)}, padding {padding}"
-    )
-    shown = table(title, "part", "dtype", "smallest", "largest")
+    totals = (f"{found.rows:,} rows", f"{found.tokens:,} tokens", size(found.size_bytes), f"padding {padding}")
+    shown = table(f"The first {found.batches} batches", "part", "dtype", "smallest", "largest")
     for part in found.parts:
         shown.add_row(part.name, part.dtype, _shape(part.smallest), _shape(part.largest))
     console().print(shown)
+    console().print(f"In all: {', '.join(totals)}\n")
 
 
 def _shape(sizes: Sequence[int]) -> str:
