@@ -198,12 +198,13 @@ def _show_modules(found: Sequence[ModuleCost]) -> None:
 
 def _show_batches(found: BatchStatistics) -> None:
     padding = "unknown" if found.padded_fraction is None else percent(found.padded_fraction)
-    totals = (f"{found.rows:,} rows", f"{found.tokens:,} tokens", size(found.size_bytes), f"padding {padding}")
     shown = table(f"The first {found.batches} batches", "part", "dtype", "smallest", "largest")
     for part in found.parts:
         shown.add_row(part.name, part.dtype, _shape(part.smallest), _shape(part.largest))
     console().print(shown)
-    console().print(f"In all: {', '.join(totals)}\n")
+    console().print(
+        f"In all: {found.rows:,} rows, {found.tokens:,} tokens, {size(found.size_bytes)}, padding {padding}\n"
+    )
 
 
 def _shape(sizes: Sequence[int]) -> str:

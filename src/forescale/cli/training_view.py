@@ -27,10 +27,10 @@ class TrainingView:
         self._line_due_s = 0.0
         self._is_terminal = sys.stderr.isatty()
         self._progress = Progress(
-            TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
+            TextColumn("{task.description}"),  # last: what does not fit is cut off here
             console=console(stderr=True),
             refresh_per_second=4,  # drawing takes time from the devices
             disable=not self._is_terminal,
