@@ -72,7 +72,7 @@ class Windows:
         while True:
             starts = torch.randint(len(self.text) - LENGTH, (ROWS, 1), generator=chance)
             windows = self.text[starts + torch.arange(LENGTH + 1)]
-            yield windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+            yield windows[:, :-1], windows[:, 1:]
 
 
 def library_text(modules: int = 40) -> str:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from forescale.cli.console import console
 from forescale.cli.units import percent, seconds, si, size
@@ -30,8 +31,10 @@ class TrainingView:
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.description}"),  # last: what does not fit is cut off here
+            # It alone is cut off where the terminal is narrow.
+            TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True)),
             console=console(stderr=True),
+            expand=True,
             refresh_per_second=4,  # drawing takes time from the devices
             disable=not self._is_terminal,
         )
@@ -56,7 +59,8 @@ class TrainingView:
         match event:
             case RunStarted():
                 self._progress.update(self._bar, total=self._steps, completed=event.next_step)
-                self._print(f"plan: {len(event.plan.stages)} stages, {event.plan.microbatches} microbatches")
+                places = ", ".join(stage.device for stage in event.plan.stages)
+                self._print(f"plan: stages on {places}; microbatches: {event.plan.microbatches}")
             case StepFinished():
                 self._recent.append(event)
                 self._show_step(event)
