@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -65,21 +66,25 @@ def test_missing_file_is_said(tmp_path: Path) -> None:
         list(read_run_log(tmp_path / "run.jsonl"))
 
 
-@pytest.fixture
+@contextmanager
 def room_for_1000_bytes() -> Iterator[None]:
-    """Files cannot grow any further, as on a full disk."""
+    """Files cannot grow any further, as on a full disk. Also pytest's own output, if it goes to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("room_for_1000_bytes")
 def test_full_disk_ends_the_run_with_its_checkpoint_named(tmp_path: Path) -> None:
     with RunLog(tmp_path / "run.jsonl") as log:
         log.append(RECORDS[0])
         log.checkpoint = "ckpt/step-40"
-        with pytest.raises(RunFailed, match=r"cannot write the run log .*resume from ckpt/step-40"):
+        with (
+            pytest.raises(RunFailed, match=r"cannot write the run log .*resume from ckpt/step-40"),
+            room_for_1000_bytes(),
+        ):
             log.append(RECORDS[1])
         log.append(RECORDS[2])
     assert list(read_run_log(log.path)) == [RECORDS[0], RECORDS[2]]
