@@ -39,6 +39,7 @@ CASES: Mapping[str, tuple[Make, Cuts, float]] = {
     "gpt, 3 stages": (tasks.gpt, THREE, UNTIED),
     "gpt, 3 stages, scattered": (tasks.gpt, replace(THREE, scatter=1), UNTIED),
     "gpt, gpipe": (tasks.gpt, replace(THREE, schedule=GPIPE), UNTIED),
+    "gpt, eager 1f1b": (tasks.gpt, replace(THREE, schedule=Schedule.EAGER_1F1B), UNTIED),
     "gpt, recomputed": (tasks.gpt, replace(THREE, recompute=True), UNTIED),
     "gpt, tied": (lambda: tasks.gpt(tied=True), Cuts(), TIED),
     "gpt, tied, 3 stages": (lambda: tasks.gpt(tied=True), replace(THREE, scatter=2), TIED),

@@ -11,9 +11,9 @@ from forescale.core.cluster import Cluster, Device, DeviceKind, Link
 from forescale.graph.json_format import from_json, to_json
 from forescale.graph.peak import peak_bytes
 from forescale.graph.size import violated
-from forescale.plan.memory import in_flight
 from forescale.plan.partition_plan import PartitionPlan
 from forescale.plan.problem import MicrobatchCosts, PartitionProblem
+from forescale.plan.schedule import in_flight
 from forescale.profile.model import ModelProfile
 
 
@@ -78,12 +78,15 @@ class ProfiledCosts:
     def _costs(
         self, binding: Mapping[str, int], rows: int, count: int, devices: tuple[Device, ...]
     ) -> MicrobatchCosts:
-        """Costs of the largest microbatch, its seconds scaled down to the mean of all."""
-        part = -(-rows // count)
-        costs = self.profile.microbatch_costs(self.profile.graph.part(binding, rows, part), devices)
-        share = rows / (part * count)
-        for key in ("forward_s_DO", "backward_s_DO", "loss_forward_s_D", "loss_backward_s_D"):
-            costs[key] = costs[key] * share
+        """Bytes of the largest microbatch, mean seconds of all: sizes differ by one row at most."""
+        small, larger = divmod(rows, count)
+        part = self.profile.graph.part
+        costs = self.profile.microbatch_costs(part(binding, rows, small + bool(larger)), devices)
+        if larger:
+            smaller = self.profile.microbatch_costs(part(binding, rows, small), devices)
+            share = larger / count
+            for key in ("forward_s_DO", "backward_s_DO", "loss_forward_s_D", "loss_backward_s_D"):
+                costs[key] = share * costs[key] + (1 - share) * smaller[key]
         return MicrobatchCosts(**costs)
 
     def to_json(self) -> dict[str, Any]:

@@ -323,7 +323,7 @@ def workspace_table(
 
 
 def _order(microbatches: int, in_flight: int) -> list[bool]:
-    """Forwards (True) and backwards of a step: 1F1B, or GPipe if all microbatches are in flight."""
+    """Forwards (True) and backwards of a step: so many forwards, then both in turn."""
     ahead = min(in_flight, microbatches)
     return [True] * ahead + [False, True] * (microbatches - ahead) + [False] * ahead
 

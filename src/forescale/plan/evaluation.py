@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from forescale.plan.line import Mask, Splits
-from forescale.plan.memory import Footprint, footprint, in_flight
+from forescale.plan.memory import Footprint, footprint
 from forescale.plan.partition_plan import Schedule
 from forescale.plan.problem import Array, PartitionProblem
-from forescale.plan.schedule import PipelineTimes, simulate_step
+from forescale.plan.schedule import PipelineTimes, in_flight, simulate_step
 from forescale.plan.workload import IntArray
 
 INFEASIBLE = 1e9
@@ -110,7 +110,6 @@ def evaluate(
         exchange_s_SN=traffic.exchange_s_SN,
         reduction_s_N=_reduction_s_N(pricing, devices_SN),
         optimizer_s_SN=optimizer_K.reshape(shape),
-        overhead_s=problem.step_overhead_s,
     )
     worst_N = excess_SN.max(axis=0)
     step_s_N = simulate_step(mode.schedule, mode.microbatches, times)

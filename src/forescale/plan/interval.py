@@ -18,8 +18,9 @@ import numpy as np
 
 from forescale.plan.evaluation import INFEASIBLE, Mode, Pricing, recompute_where_needed
 from forescale.plan.line import Line, Spans
-from forescale.plan.memory import footprint, in_flight
+from forescale.plan.memory import footprint
 from forescale.plan.problem import Array
+from forescale.plan.schedule import in_flight
 from forescale.plan.workload import IntArray
 
 _BOUNDARIES = 80

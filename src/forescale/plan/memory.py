@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from forescale.plan.line import Spans
-from forescale.plan.partition_plan import Schedule
 from forescale.plan.problem import Array
 
 
@@ -29,11 +28,6 @@ class Footprint:
     fixed_bytes_K: Array
     peak_bytes_K: Array
     recomputed_bytes_K: Array
-
-
-def in_flight(schedule: Schedule, stages_after: int, microbatches: int) -> int:
-    """Most microbatches between their forward and their backward on a stage with so many after it."""
-    return microbatches if schedule is Schedule.GPIPE else min(stages_after + 1, microbatches)
 
 
 def footprint(

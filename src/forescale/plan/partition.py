@@ -36,7 +36,7 @@ def partition(
     Args:
         devices_order: names of devices; stages follow this order, and devices not in it are left out.
         max_stages: at most this many stages.
-        schedule: fixes the schedule; both are tried otherwise.
+        schedule: fixes the schedule; all are tried otherwise.
 
     Raises:
         InfeasiblePlan: nothing fits the devices' memory, even with recomputation.

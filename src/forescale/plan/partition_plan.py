@@ -10,6 +10,7 @@ class Schedule(StrEnum):
     """Order of a stage's forwards and backwards."""
 
     ONE_F_ONE_B = "1f1b"
+    EAGER_1F1B = "eager-1f1b"
     GPIPE = "gpipe"
 
 

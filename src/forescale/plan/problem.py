@@ -49,7 +49,6 @@ class PartitionProblem:
         costs: number of microbatches per step -> costs of one of them; the planner picks among the keys.
         optimizer_s_per_byte_D: seconds of the optimiser step per byte of trainable parameters.
         optimizer_state_ratio: bytes of optimiser state per byte of trainable parameters (AdamW: 2).
-        step_overhead_s: fixed time per step (batch hand-over, loop).
         clips_norm: whether the gradients' global norm is needed before any parameter is updated.
     """
 
@@ -58,5 +57,4 @@ class PartitionProblem:
     costs: Mapping[int, MicrobatchCosts]
     optimizer_s_per_byte_D: Array
     optimizer_state_ratio: float
-    step_overhead_s: float = 0.0
     clips_norm: bool = False

@@ -25,25 +25,41 @@ Task = tuple[Phase, int]
 """One piece of a stage's work: a phase and the index of the microbatch."""
 
 
+def in_flight(schedule: Schedule, stages_after: int, microbatches: int) -> int:
+    """Most microbatches between their forward and their backward on a stage with so many after it.
+
+    1F1B (Narayanan et al., *PipeDream*, SOSP 2019; the flushing form of Narayanan et al.,
+    *Memory-Efficient Pipeline-Parallel DNN Training*, ICML 2021) holds the fewest that keep every stage at
+    work if transfers take no time and all stages take the same. Eager 1F1B (Zhuang et al., *On Optimizing the
+    Communication of Model Parallelism*, MLSys 2023) holds one more per stage that follows, which hides
+    transfers and uneven times. GPipe (Huang et al., NeurIPS 2019) holds all.
+    """
+    match schedule:
+        case Schedule.ONE_F_ONE_B:
+            most = stages_after + 1
+        case Schedule.EAGER_1F1B:
+            most = 2 * stages_after + 1
+        case Schedule.GPIPE:
+            most = microbatches
+    return min(most, microbatches)
+
+
 @lru_cache(maxsize=1024)
 def schedule_order(schedule: Schedule, stage: int, stages: int, microbatches: int) -> tuple[Task, ...]:
     """The order in which one stage runs its forwards and backwards in a step.
 
-    1F1B (Narayanan et al., *PipeDream*, SOSP 2019; the flushing form of Narayanan et al.,
-    *Memory-Efficient Pipeline-Parallel DNN Training*, ICML 2021): ``stages - stage - 1`` forwards
-    first, then one forward and one backward in turn, then the backwards that are left.
-    GPipe (Huang et al., NeurIPS 2019): all forwards, then all backwards.
-    Backwards run in the order of the microbatches in both.
+    As many forwards as may be in flight, then a backward and a forward in turn, then the backwards that
+    are left. Both run in the order of the microbatches.
 
     Args:
         stage: position in the pipeline, ``0 <= stage < stages``.
     """
-    ahead = microbatches if schedule is Schedule.GPIPE else min(stages - stage - 1, microbatches)
+    ahead = in_flight(schedule, stages - stage - 1, microbatches)
     order: list[Task] = [(Phase.FORWARD, microbatch) for microbatch in range(ahead)]
     for microbatch in range(microbatches):
+        order.append((Phase.BACKWARD, microbatch))
         if ahead + microbatch < microbatches:
             order.append((Phase.FORWARD, ahead + microbatch))
-        order.append((Phase.BACKWARD, microbatch))
     return tuple(order)
 
 
@@ -63,7 +79,6 @@ class PipelineTimes:
         reduction_s_N: time to agree on the gradients' global norm after all backwards; ``-inf``
             where no norm is needed and every stage updates its parameters as soon as it can.
         optimizer_s_SN: the update, once per step.
-        overhead_s: the rest of a step.
     """
 
     forward_s_SN: Array
@@ -74,7 +89,6 @@ class PipelineTimes:
     exchange_s_SN: Array
     reduction_s_N: Array
     optimizer_s_SN: Array
-    overhead_s: float
 
 
 def simulate_step(schedule: Schedule, microbatches: int, times: PipelineTimes) -> Array:
@@ -143,7 +157,7 @@ def _finish(end_s_SN: Array, times: PipelineTimes) -> Array:
         holders_s_SN = np.where(times.shares_SSN, end_s_SN, -np.inf).max(axis=1)
         end_s_SN = np.maximum(end_s_SN, holders_s_SN) + times.exchange_s_SN
     end_s_SN = np.maximum(end_s_SN, end_s_SN.max(axis=0) + times.reduction_s_N)
-    return (end_s_SN + times.optimizer_s_SN).max(axis=0) + times.overhead_s
+    return (end_s_SN + times.optimizer_s_SN).max(axis=0)
 
 
 @lru_cache(maxsize=1024)

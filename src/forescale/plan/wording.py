@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from forescale.plan.partition_plan import Schedule
 
-SCHEDULE_NAMES = {Schedule.ONE_F_ONE_B: "1F1B", Schedule.GPIPE: "GPipe"}
+SCHEDULE_NAMES = {Schedule.ONE_F_ONE_B: "1F1B", Schedule.EAGER_1F1B: "eager 1F1B", Schedule.GPIPE: "GPipe"}
 
 
 def spell_time(seconds: float) -> str:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def test_missing_file_is_said(tmp_path: Path) -> None:
 
 
 @contextmanager
-def room_for_1000_bytes() -> Iterator[None]:
+def room_for_1000_bytes() -> Generator[None]:
     """Files cannot grow any further, as on a full disk. Also pytest's own output, if it goes to a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))

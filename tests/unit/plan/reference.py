@@ -128,7 +128,7 @@ class Split:
         if self.problem.clips_norm:
             latency_s = max(self.link(a, b).latency_s for a in stages for b in stages)
             after_s = [max(after_s) + 2 * (len(stages) - 1) * latency_s] * len(stages)
-        return self.problem.step_overhead_s + max(
+        return max(
             after_s[s]
             + self.bytes_of(self.held_parameters(s), trainable=True)
             * float(self.problem.optimizer_s_per_byte_D[self.device(s)])
@@ -159,8 +159,9 @@ class Split:
         loss = is_last * costs.loss_saved_bytes
         of = costs.tensor_bytes
         ahead = self.count
-        if self.schedule is Schedule.ONE_F_ONE_B:
-            ahead = min(len(self.stages) - stage, self.count)
+        after = len(self.stages) - stage - 1
+        if self.schedule is not Schedule.GPIPE:
+            ahead = min(after + 1 if self.schedule is Schedule.ONE_F_ONE_B else 2 * after + 1, self.count)
         inputs = sum(of[n] for n in received)
         if self.stages[stage].recompute:
             return fixed + ahead * (inputs + sum(of[n] for n in sent)) + sum(kept.values()) + loss

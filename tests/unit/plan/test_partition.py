@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from forescale.core.cluster import Link
@@ -47,10 +45,15 @@ def test_a_slow_link_keeps_the_model_in_one_place() -> None:
     assert len(partition(problem(chain(6), link=crawling)).stages) == 1
 
 
-def test_gpipe_is_taken_only_for_a_gain_worth_its_memory() -> None:
-    assert partition(problem(chain(8))).schedule is Schedule.ONE_F_ONE_B
-    slow = Link(bandwidth_bytes_per_s=1e9, latency_s=0.2)
-    assert partition(problem(chain(8), link=slow)).schedule is Schedule.GPIPE
+@pytest.mark.parametrize(
+    ("latency_s", "schedule"),
+    [(0.0, Schedule.ONE_F_ONE_B), (0.2, Schedule.EAGER_1F1B)],
+)
+def test_more_microbatches_in_flight_only_for_a_gain_worth_their_memory(
+    latency_s: float, schedule: Schedule
+) -> None:
+    link = Link(bandwidth_bytes_per_s=1e9, latency_s=latency_s)
+    assert partition(problem(chain(8), link=link)).schedule is schedule
 
 
 def test_overhead_per_microbatch_limits_their_number() -> None:
@@ -187,9 +190,3 @@ def test_tied_parameters_cost_an_exchange_and_memory_on_both_holders() -> None:
     assert tied_s - frozen_s == pytest.approx(2 * LOOPBACK.transfer_s(4000))
     # Gradients and two words of optimiser state per trained weight, on each holder.
     assert [a - b for a, b in zip(tied_bytes, frozen_bytes, strict=True)] == [12_000, 12_000]
-
-
-def test_step_overhead_is_added_once() -> None:
-    request = problem(chain(4))
-    slower = replace(request, step_overhead_s=0.5)
-    assert partition(slower).prediction.step_s == pytest.approx(partition(request).prediction.step_s + 0.5)

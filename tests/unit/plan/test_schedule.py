@@ -33,7 +33,6 @@ def times(
         exchange_s_SN=np.zeros((stages, 1)),
         reduction_s_N=np.array([reduction_s]),
         optimizer_s_SN=np.array(optimizer_s or [0.0] * stages)[:, None],
-        overhead_s=0.0,
     )
 
 
@@ -42,6 +41,20 @@ def test_1f1b_starts_with_as_many_forwards_as_stages_follow() -> None:
         *((F, 0), (F, 1), (F, 2), (B, 0), (F, 3), (B, 1), (B, 2), (B, 3)),
     )
     assert schedule_order(Schedule.ONE_F_ONE_B, 2, 3, 2) == ((F, 0), (B, 0), (F, 1), (B, 1))
+
+
+def test_eager_1f1b_starts_with_one_more_forward_per_stage_that_follows() -> None:
+    assert schedule_order(Schedule.EAGER_1F1B, 0, 2, 4) == (
+        *((F, 0), (F, 1), (F, 2), (B, 0), (F, 3), (B, 1), (B, 2), (B, 3)),
+    )
+    assert schedule_order(Schedule.EAGER_1F1B, 1, 2, 2) == ((F, 0), (B, 0), (F, 1), (B, 1))
+
+
+def test_eager_1f1b_hides_transfers_that_1f1b_waits_for() -> None:
+    even = times([1.0, 1.0], [2.0, 2.0], wire_s=0.5)
+    # Fill and drain have to wait for a transfer each; 1F1B waits for both with every other one.
+    assert simulate_step(Schedule.EAGER_1F1B, 8, even) == pytest.approx(8 * 3 + 3 + 2 * 0.5)
+    assert simulate_step(Schedule.ONE_F_ONE_B, 8, even) == pytest.approx(8 * 3 + 3 + 4 * 2 * 0.5)
 
 
 def test_gpipe_does_all_forwards_first() -> None:
@@ -98,9 +111,9 @@ def test_tied_gradients_are_summed_after_the_last_holder() -> None:
 
 def test_candidates_do_not_influence_each_other() -> None:
     one, other = times([1.0, 2.0], [2.0, 1.0], wire_s=0.25), times([3.0, 1.0], [1.0, 1.0], occupied_s=0.5)
-    arrays = [field.name for field in fields(PipelineTimes) if field.name != "overhead_s"]
+    arrays = [field.name for field in fields(PipelineTimes)]
     joined: dict = {n: np.concatenate([getattr(one, n), getattr(other, n)], axis=-1) for n in arrays}
-    both = PipelineTimes(overhead_s=0.0, **joined)
+    both = PipelineTimes(**joined)
     for schedule in Schedule:
         alone = [simulate_step(schedule, 3, t)[0] for t in (one, other)]
         assert simulate_step(schedule, 3, both).tolist() == pytest.approx(alone)
