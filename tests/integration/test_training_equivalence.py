@@ -85,9 +85,14 @@ CASES: Mapping[str, tuple[Make, Cuts, float]] = {
     "no_grad, detach, batch is a tensor": (tasks.reconstruction, THREE, EXACT),
     "nested batch": (tasks.nested, Cuts(), EXACT),
     "optimizer instance": (tasks.with_optimizer_instance, THREE, EXACT),
+    "numbers made of sizes": (tasks.shape_numbers, THREE, EXACT),
+    "reentrant checkpoints": (tasks.checkpointed, THREE, EXACT),
+    "batch is a dataclass": (tasks.labelled, THREE, EXACT),
+    "recurrent": (tasks.recurrent, Cuts(at=(0.1, 0.6)), EXACT),
 }
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # a reentrant checkpoint's remark
 @pytest.mark.parametrize("name", CASES)
 def test_pipelined_training_is_the_plain_loop(name: str, workers: Workers) -> None:
     make, cuts, tolerance = CASES[name]

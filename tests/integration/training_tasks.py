@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import UserDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.checkpoint import checkpoint
 
 from forescale.engine.train.task import TrainingTask
 from models import GPT, Mixture, Moody, ResNet, RunningMean, TwoHeads, UNet
@@ -336,3 +339,91 @@ def crossing() -> TrainingTask:
     return TrainingTask(
         model=seeded(Crossing, torch.float64), loss=class_loss, optimizer=adamw, batches=vectors(6)
     )
+
+
+class ShapeNumbers(nn.Module):
+    """Divides by fractions and roots of sizes that change from batch to batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = vector_model()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, length = x.shape[:2]
+        return self.body(x.sum(1) / length**0.5) * (1 / length) + torch.full((4,), length / rows).sin()
+
+
+def shape_numbers() -> TrainingTask:
+    batches = [
+        (
+            torch.randn(9, 3 + step, 8, generator=random(step), dtype=torch.float64),
+            torch.randint(0, 4, (9,), generator=random(step)),
+        )
+        for step in range(6)
+    ]
+    model = seeded(ShapeNumbers, torch.float64)
+    return TrainingTask(model=model, loss=class_loss, optimizer=adamw, batches=batches)
+
+
+class Checkpointed(nn.Module):
+    """Reentrant checkpoints; nothing that enters the second carries a gradient, so its layer gets none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enter, self.left, self.right, self.leave = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = checkpoint(self.left, torch.tanh(self.enter(x)), use_reentrant=True)
+        return self.leave(torch.tanh(left) + checkpoint(self.right, x, use_reentrant=True))
+
+
+def checkpointed() -> TrainingTask:
+    return TrainingTask(
+        model=seeded(Checkpointed, torch.float64), loss=class_loss, optimizer=adamw, batches=vectors(6)
+    )
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A batch as a dataclass, with a mapping of arrays and a list of labels."""
+
+    x: Tensor
+    more: Mapping[str, Any]
+    labels: list[int]
+
+
+def labelled_loss(output: Tensor, batch: Labelled) -> Tensor:
+    by_label = functional.cross_entropy(output, torch.tensor(batch.labels))
+    return by_label + functional.cross_entropy(output, torch.from_numpy(batch.more["array"]))
+
+
+def of_labelled(batch: Labelled) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (batch.x,), {}
+
+
+def labelled() -> TrainingTask:
+    batches = [Labelled(x, UserDict(array=y.numpy()), y.flip(0).tolist()) for x, y in vectors(6)]
+    return TrainingTask(
+        model=seeded(vector_model, torch.float64),
+        loss=labelled_loss,
+        optimizer=adamw,
+        batches=batches,
+        inputs=of_labelled,
+    )
+
+
+class Recurrent(nn.Module):
+    """A two-way LSTM; its captured form is for sequences of one length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 8, num_layers=2, batch_first=True, bidirectional=True)
+        self.body = nn.Sequential(nn.Tanh(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self.lstm(x)[0].mean(1))
+
+
+def recurrent() -> TrainingTask:
+    batches = [(x[:, :3], y) for x, y in shape_numbers().batches]
+    return replace(shape_numbers(), model=seeded(Recurrent, torch.float64), batches=batches)

@@ -20,6 +20,7 @@ from forescale.graph.export import conditions, export
 from forescale.graph.model import ModelGraph
 from forescale.graph.modules import chain_of_modules
 from forescale.graph.program import libraries_of
+from forescale.graph.purity import refuse_memory
 from forescale.graph.size import violated
 from forescale.graph.translate import translate
 
@@ -169,13 +170,18 @@ def capture(
     if not model.training:
         model.train()
     args, kwargs = tuple(args), dict(kwargs or {})
+    _refuse_parameter_hooks(model)
     try:
         exported = export(model, args, kwargs, autocast)
         graph, state, leaves = translate(exported, model)
         graph = replace(graph, conditions=(*conditions(exported), *graph.conditions))
         spec, modules = exported.call_spec.out_spec, {}
-    except CaptureFailed:
-        chain = chain_of_modules(model, args, kwargs, autocast)
+    except CaptureFailed as failed:
+        try:
+            refuse_memory(model, args, kwargs, autocast)
+            chain = chain_of_modules(model, args, kwargs, autocast)
+        except Exception:  # noqa: BLE001 - whatever hinders the second attempt, the first one is to be told of
+            raise failed from None
         if chain is None:
             raise
         graph, state, leaves, spec = chain.graph, chain.state, chain.leaves, chain.spec
@@ -188,3 +194,11 @@ def capture(
         modules=modules,
         libraries=libraries_of(graph),
     )
+
+
+def _refuse_parameter_hooks(model: nn.Module) -> None:
+    """Workers hold parameters of their own, without the hooks of the model's."""
+    for name, parameter in model.named_parameters():
+        hooks: Any = parameter._backward_hooks, getattr(parameter, "_post_accumulate_grad_hooks", None)  # pyright: ignore[reportPrivateUsage] - its only name
+        if any(hooks):
+            raise CaptureFailed(f"the parameter {name} has a hook on its gradient; remove it")

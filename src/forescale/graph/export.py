@@ -1,7 +1,8 @@
 """Traces a model's training forward with ``torch.export`` into functional operators.
 
-Three things the export would silently get wrong are put right or refused here: assigned buffers are lost,
-gradients flow through ``no_grad`` regions, and a custom ``autograd.Function`` loses its backward.
+Things the export would silently get wrong are put right or refused here: assigned buffers are lost,
+gradients flow through ``no_grad`` regions but not through reentrant checkpoints, and a custom
+``autograd.Function`` or a hook on a gradient is forgotten.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import torch.utils._pytree as pytree
 from torch import nn
 from torch._subclasses import FakeTensor
 from torch.export import Dim, ExportedProgram
+from torch.utils.checkpoint import CheckpointFunction
 
 from forescale.core.errors import CaptureFailed
+from forescale.graph.purity import Attributes, refuse_memory
 
 
 def export(
@@ -41,17 +44,24 @@ def export(
     kind = next(t.device.type for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
     # Casts of a cached weight would be shared by distant operators, and so cross cuts as whole weights.
     casting = torch.autocast(kind, autocast, cache_enabled=False) if autocast else nullcontext()
-    with casting, _quiet(), _no_custom_backward(), _no_look_at_masks():
+    _refuse_backward_hooks(model)
+    attributes = Attributes(model)
+    with casting, _quiet(), _no_custom_backward(), _no_hooks(), _no_look_at_masks():
         try:
             exported = torch.export.export(
-                _Traced(model), (args, kwargs), dynamic_shapes=shapes, strict=False
+                _Traced(model, attributes), (args, kwargs), dynamic_shapes=shapes, strict=False
             )
+            attributes.restore()
+            if attributes.changed:
+                refuse_memory(model, args, kwargs, autocast, attributes.changed)
             _inline_no_grad(exported)
             return exported.run_decompositions({torch.ops.aten.copy.default: _copy})
         except CaptureFailed:
             raise
         except Exception as error:  # torch.export raises many kinds, and the model's own errors
             raise _capture_failed(error) from error
+        finally:
+            attributes.restore()
 
 
 class _Traced(nn.Module):
@@ -60,14 +70,16 @@ class _Traced(nn.Module):
     ``transformers`` models return caches by default, which training has no use for.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, attributes: Attributes) -> None:
         super().__init__()
         self.model = model
+        self._attributes = attributes
 
     def forward(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         before = dict(self.model.named_buffers(remove_duplicate=False))
         try:
             output = self.model(*args, **kwargs)
+            self._attributes.look()  # now, because torch.export restores attributes
             for name, buffer in before.items():
                 # Turns ``self.buffer = value`` into a change of the tensor, which the export does not lose.
                 if (assigned := self.model.get_buffer(name)) is not buffer:
@@ -119,12 +131,14 @@ def _quiet() -> Generator[None]:
 def _no_custom_backward() -> Generator[None]:
     """Refuses the user's ``autograd.Function`` s: the export records what their forward does, and no more.
 
-    torch's own (checkpointing) have the backward that follows from their forward.
+    Of torch's own, checkpoints are left out: what to recompute is the plan's decision.
     """
     function: Any = torch.autograd.Function
     original = function.apply.__func__
 
     def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if cls is CheckpointFunction:
+            return _without_checkpoint(*args)
         if not cls.__module__.startswith("torch."):
             caller = inspect.stack(0)[1]
             raise CaptureFailed(
@@ -139,6 +153,39 @@ def _no_custom_backward() -> Generator[None]:
         yield
     finally:
         function.apply = classmethod(original)
+
+
+def _without_checkpoint(function: Any, preserve_rng_state: bool, *args: Any) -> Any:  # noqa: ARG001 - as CheckpointFunction
+    """A reentrant checkpoint gives no gradient at all unless one of its arguments carries one."""
+    carries = any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+    with nullcontext() if carries else torch.no_grad():
+        return function(*args)
+
+
+def _refuse_backward_hooks(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if module._backward_hooks or module._backward_pre_hooks:  # pyright: ignore[reportPrivateUsage] - their only names
+            raise CaptureFailed(f"the module {name or 'itself'} has a backward hook; remove it")
+
+
+@contextmanager
+def _no_hooks() -> Generator[None]:
+    """Refuses hooks on gradients that the forward sets."""
+    original = torch.Tensor.register_hook
+
+    def register_hook(self: torch.Tensor, hook: Any) -> Any:  # noqa: ARG001 - the method's signature
+        caller = inspect.stack(0)[1]
+        raise CaptureFailed(
+            "a hook on a tensor's gradient",
+            operator="register_hook",
+            source=f"{caller.filename}:{caller.lineno}",
+        )
+
+    torch.Tensor.register_hook = register_hook
+    try:
+        yield
+    finally:
+        torch.Tensor.register_hook = original
 
 
 @contextmanager
@@ -234,13 +281,15 @@ def conditions(exported: ExportedProgram) -> tuple[str, ...]:
     for guard in mode.shape_env.guards:
         relation = mode.shape_env.replace(guard.expr)  # symbols that proved equal to others are gone
         kind, sides = type(relation).__name__, relation.args
-        if kind == "Equality":
-            found[f"-Abs({sides[0]} - ({sides[1]}))"] = None
-        elif kind in _ORDERS:
-            strict = kind.startswith("Strict")
-            small, large = sides if kind.endswith("LessThan") else reversed(sides)
-            if not (small.is_number and small + strict <= 2):
-                found[f"{large} - ({small})" + (" - 1" if strict else "")] = None
+        if kind not in _ORDERS and kind != "Equality":
+            continue
+        strict = kind.startswith("Strict")
+        small, large = sides if kind.endswith("LessThan") else reversed(sides)
+        slack = f"-Abs({sides[0]} - ({sides[1]}))" if kind == "Equality" else f"{large} - ({small})"
+        if not all(side.is_integer for side in sides):
+            slack = f"ceiling({slack})" if strict else f"floor({slack})"
+        if kind == "Equality" or not (small.is_number and small + strict <= 2):
+            found[slack + (" - 1" if strict else "")] = None
     return tuple(found)
 
 

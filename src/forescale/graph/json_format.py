@@ -20,10 +20,20 @@ from typing import Any, TypeVar
 
 from forescale.core.errors import InvalidInput
 from forescale.graph.model import ModelGraph, Operator, Tensor
-from forescale.graph.size import ELEMENT_BYTES, compile_sizes
+from forescale.graph.size import ELEMENT_BYTES, compile_numbers, compile_sizes
 
 FORMAT = 1
-_REFERENCES = ("tensor", "parameter", "buffer", "size", "dtype", "device", "layout", "memory_format")
+_REFERENCES = (
+    "tensor",
+    "parameter",
+    "buffer",
+    "size",
+    "number",
+    "dtype",
+    "device",
+    "layout",
+    "memory_format",
+)
 # These become code (forescale.graph.program), so only these are let in.
 _WORDS: Mapping[str, frozenset[str]] = {
     "dtype": frozenset(ELEMENT_BYTES),
@@ -229,6 +239,8 @@ def _check_sizes(graph: ModelGraph) -> None:
     arguments = [a for o in graph.operators for a in (*o.args, *o.kwargs.values())]
     sizes += [what for kind, what in _references(arguments) if kind == "size"]
     compile_sizes(sizes, tuple(graph.symbols))(graph.example)
+    numbers = [what for kind, what in _references(arguments) if kind == "number"]
+    compile_numbers(numbers, tuple(graph.symbols))(graph.example)
 
 
 def _references(value: Any) -> Iterator[tuple[str, Any]]:

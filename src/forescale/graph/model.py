@@ -74,6 +74,7 @@ class Operator:
         target: ``aten.linear.default`` …, or ``module:PATH`` for a whole module.
         args, kwargs: arguments as JSON values; references are one-key dicts: ``{"tensor": name}``,
             ``{"parameter": name}``, ``{"buffer": name}``, ``{"size": expression}``,
+            ``{"number": expression}`` (its value need not be whole),
             ``{"dtype": name}``, ``{"device": null}`` (the device it runs on), ``{"layout": name}``,
             ``{"memory_format": name}``.
         outputs: names of the tensors it makes, by position; None where nobody reads one.
@@ -207,11 +208,18 @@ class ModelGraph:
         return binding
 
     def part(self, binding: Mapping[str, int], rows: int, part_rows: int) -> dict[str, int]:
-        """Binding of a microbatch of ``part_rows`` of the batch's ``rows`` rows."""
-        return {
-            symbol: part_rows if self.symbols[symbol].axis == 0 and value == rows else value
-            for symbol, value in binding.items()
-        }
+        """Binding of a microbatch of ``part_rows`` of the batch's ``rows`` rows.
+
+        Raises:
+            InvalidInput: the number of rows is a constant of the model.
+        """
+        counting = [s for s, value in binding.items() if self.symbols[s].axis == 0 and value == rows]
+        if not counting and part_rows != rows:
+            raise InvalidInput(
+                f"the model as captured takes exactly {rows} rows, so a batch cannot be split into "
+                "microbatches; len(x) or int(...) in its forward makes a size a constant, x.shape[0] does not"
+            )
+        return {**binding, **dict.fromkeys(counting, part_rows)}
 
     @cached_property
     def predecessors(self) -> tuple[tuple[int, ...], ...]:

@@ -17,7 +17,7 @@ from torch._library.custom_ops import OPDEFS
 
 from forescale.core.errors import InvalidInput
 from forescale.graph.model import ModelGraph, Operator
-from forescale.graph.size import compile_sizes
+from forescale.graph.size import compile_numbers, compile_sizes
 
 Reseed = Callable[[int], None]
 """Called with an operator's index before a random operator draws."""
@@ -33,14 +33,14 @@ class Program:
         outputs: tensors it returns, in order.
         function: ``function(state, inputs, sizes, reseed, track) -> tuple of outputs``; ``track`` False
             leaves buffers that operators change in place untouched (for a recomputation).
-        sizes: binding of the graph's symbols -> the integers ``function`` takes.
+        sizes: binding of the graph's symbols -> the sizes (and other numbers) ``function`` takes.
     """
 
     inputs: tuple[str, ...]
     state: tuple[str, ...]
     outputs: tuple[str, ...]
     function: Callable[..., tuple[torch.Tensor, ...]]
-    sizes: Callable[[Mapping[str, int]], list[int]]
+    sizes: Callable[[Mapping[str, int]], Sequence[float]]
     source: str
 
 
@@ -111,7 +111,8 @@ class _Writer:
         self._modules = modules
         self._namespace: dict[str, Any] = {"device": device}
         self._names: dict[tuple[str, str], str] = {}
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[str, str] = {}  # expression -> its name in the function
+        self._numbers: dict[str, str] = {}
 
     def program(self, indices: Sequence[int], outputs: tuple[str, ...]) -> Program:
         operators = [self._graph.operators[index] for index in indices]
@@ -135,7 +136,7 @@ class _Writer:
                 *self._unpack("state", [self._local("s", n) for n in state]),
                 *self._unpack("inputs", [self._local("t", n) for n in inputs]),
                 "del inputs",
-                *self._unpack("sizes", [f"z{k}" for k in range(len(self._sizes))]),
+                *self._unpack("sizes", [*self._sizes.values(), *self._numbers.values()]),
                 *lines,
                 "return (" + "".join(self._local("t", n) + ", " for n in outputs) + ")",
             ]
@@ -146,9 +147,17 @@ class _Writer:
             state=state,
             outputs=outputs,
             function=self._namespace["forward"],
-            sizes=compile_sizes(tuple(self._sizes), tuple(self._graph.symbols)),
+            sizes=self._compiled_sizes(),
             source=source,
         )
+
+    def _compiled_sizes(self) -> Callable[[Mapping[str, int]], Sequence[float]]:
+        symbols = tuple(self._graph.symbols)
+        sizes = compile_sizes(tuple(self._sizes), symbols)
+        if not self._numbers:
+            return sizes
+        numbers = compile_numbers(tuple(self._numbers), symbols)
+        return lambda binding: [*sizes(binding), *numbers(binding)]
 
     @staticmethod
     def _unpack(sequence: str, names: Sequence[str]) -> list[str]:
@@ -191,7 +200,9 @@ class _Writer:
                 # A recomputation must not count the batch twice in the running statistics.
                 return f"({name} if track else None)" if what in operator.mutated_buffers else name
             case "size":
-                return f"z{self._sizes.setdefault(what, len(self._sizes))}"
+                return self._sizes.setdefault(what, f"z{len(self._sizes)}")
+            case "number":
+                return self._numbers.setdefault(what, f"n{len(self._numbers)}")
             case "device":
                 return "device"
             case "dtype" | "layout" | "memory_format":

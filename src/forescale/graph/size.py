@@ -28,6 +28,19 @@ def _ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def _to_float(a: Any) -> Any:
+    return a * 1.0  # float() would turn a torch.SymInt into a constant
+
+
+def _float_pow(a: Any, b: Any) -> Any:
+    plain = isinstance(a, (int, float)) and isinstance(b, (int, float))
+    return math.pow(a, b) if plain else a**b  # math.pow makes no complex numbers
+
+
+def _square_root(a: Any) -> Any:
+    return math.sqrt(a) if isinstance(a, (int, float)) else a**0.5
+
+
 # The functions SymPy and torch.utils._sympy.functions print in shapes.
 _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "Abs": abs,
@@ -35,14 +48,16 @@ _FUNCTIONS: Mapping[str, Callable[..., Any]] = {
     "CeilToInt": math.ceil,
     "CleanDiv": operator.floordiv,
     "FloatTrueDiv": operator.truediv,
+    "FloatPow": _float_pow,
     "FloorDiv": operator.floordiv,
     "FloorToInt": math.floor,
     "IntTrueDiv": operator.truediv,
     "Max": max,
     "Min": min,
     "Mod": operator.mod,
+    "OpaqueUnaryFn_sqrt": _square_root,
     "PythonMod": operator.mod,
-    "ToFloat": float,
+    "ToFloat": _to_float,
     "TruncToInt": math.trunc,
     "ceiling": math.ceil,
     "floor": math.floor,
@@ -94,6 +109,14 @@ def compile_sizes(sizes: Sequence[Size], symbols: Sequence[str]) -> Callable[[Ma
         return [whole[index] for index in places]
 
     return values
+
+
+def compile_numbers(
+    numbers: Sequence[str], symbols: Sequence[str]
+) -> Callable[[Mapping[str, int]], list[float]]:
+    """Like :func:`compile_sizes`, for expressions whose value need not be whole (``IntTrueDiv(1, s27)``)."""
+    function = _compile(numbers, symbols)
+    return lambda binding: list(_call(function, symbols, binding))
 
 
 def violated(conditions: Iterable[Size], binding: Mapping[str, int]) -> Size | None:

@@ -205,9 +205,8 @@ class _Reader:
             elif spec.kind.name == "USER_OUTPUT":
                 leaves.append(self._leaf(node))
             else:
-                raise CaptureFailed(
-                    f"the forward changes {spec.target or spec.arg}, which training cannot carry over"
-                )
+                changed = own_name(spec.target) or spec.arg
+                raise CaptureFailed(f"the forward changes {changed}, which training cannot carry over")
         if not any(isinstance(leaf, tuple) for leaf in leaves):
             raise CaptureFailed("the model's output holds no tensor")
         used = {name for o in self._operators for name in (*o.buffers,)}
@@ -300,6 +299,8 @@ class _Uses:
                 return {kind: str(value).removeprefix("torch.")}
             case torch.SymInt():
                 return {"size": size_of(value)}
+            case torch.SymFloat():
+                return {"number": str(value.node.expr)}
             case None | bool() | int() | float() | str():
                 return value
             case _:
@@ -314,7 +315,9 @@ class _Uses:
         if isinstance(value, (torch.SymInt, int)) and not isinstance(value, bool):
             size = size_of(value)
             return size if isinstance(size, int) else {"size": size}
-        if isinstance(value, (torch.SymFloat, torch.SymBool)):
+        if isinstance(value, torch.SymFloat):
+            return {"number": str(value.node.expr)}
+        if isinstance(value, torch.SymBool):
             raise CaptureFailed(
                 f"argument {value} is computed from the batch's shape",
                 operator=target_name(user),

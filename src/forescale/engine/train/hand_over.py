@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import cloudpickle
 import torch
-import torch.utils._pytree as pytree
 
 from forescale.engine.channel import Message
 from forescale.engine.tensors import pack, unpack
+from forescale.engine.train.task import map_batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +33,9 @@ def encode_batch(inputs: Mapping[str, torch.Tensor], batch: Any) -> tuple[list[d
         tensors[name] = leaf
         return _Sent(name)
 
-    structure = pytree.tree_map(leave_out, batch)
+    structure = map_batch(leave_out, batch)
     meta, frames = pack(tensors)
-    return meta, [pickle.dumps(structure), *frames]
+    return meta, [cloudpickle.dumps(structure), *frames]
 
 
 def decode_batch(message: Message, device: torch.device) -> tuple[dict[str, torch.Tensor], Any]:
@@ -42,7 +43,9 @@ def decode_batch(message: Message, device: torch.device) -> tuple[dict[str, torc
     received = unpack(message.header["tensors"], message.frames[1:])
     tensors = {name: tensor.to(device) for name, tensor in received.items()}
     structure = pickle.loads(message.frames[0])  # noqa: S301 - only the coordinator can send
-    batch = pytree.tree_map(
-        lambda leaf: tensors.pop(leaf.name) if isinstance(leaf, _Sent) else leaf, structure
+    batch = map_batch(
+        lambda leaf: tensors.pop(leaf.name) if isinstance(leaf, _Sent) else leaf,
+        structure,
+        lambda value: isinstance(value, _Sent),
     )
     return tensors, batch

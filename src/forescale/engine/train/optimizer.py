@@ -118,12 +118,22 @@ def _emptied(optimizer: Optimizer) -> Optimizer:
 
 
 def _state_ratio(optimizer: Optimizer) -> float:
-    """Steps a copy of the optimizer on one small parameter and looks at the state it made."""
+    """Steps a copy of the optimizer on one small parameter and looks at the state it made.
+
+    Raises:
+        TaskFailed: the copy cannot step, and neither could a worker's.
+    """
     trial = _emptied(optimizer)
     parameter = nn.Parameter(torch.zeros(64, 64))
     parameter.grad = torch.ones(64, 64)
     trial.param_groups = [{**trial.param_groups[0], "params": [parameter]}]
-    trial.step()
+    try:
+        trial.step()
+    except Exception as error:
+        raise TaskFailed(
+            f"a copy of the optimizer {type(optimizer).__name__} cannot step a dense parameter: {error}; "
+            "what it needs must be in its groups or its state"
+        ) from error
     state = trial.state.get(parameter, {})
     held = sum(
         v.numel() * v.element_size() for v in state.values() if isinstance(v, torch.Tensor) and v.dim()

@@ -24,8 +24,8 @@ from forescale.plan.schedule import Phase, schedule_order
 
 Binding = Mapping[str, int]
 
-# Gradients on their way: enough to keep the link busy, few enough to bound the memory they hold.
-_GRADIENTS_IN_FLIGHT = 2
+# Microbatches whose gradients are on their way: enough to keep the link busy, few enough to bound the memory.
+_SENDING = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,15 +279,14 @@ class StageExecutor:
 
     def _send_gradients(self, index: int, running: _Running) -> None:
         inputs = dict(zip(self._stage.program.inputs, running.inputs, strict=True))
+        carrying = {n: stage for n, stage in self._stage.wiring.received.items() if self._carries(n)}
         with self._stopwatch.time(Activity.TRANSFER):
-            for name, stage in self._stage.wiring.received.items():
-                if not self._carries(name):
-                    continue
+            for name, stage in carrying.items():
                 tensor = inputs[name]
                 gradient = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
                 work = self._peers.send(gradient, self._ranks[stage], back=True, tag=self._tag(name, index))
                 self._gradient_sends.append(work)
-            self._finish_sends(self._gradient_sends, leave=_GRADIENTS_IN_FLIGHT)
+            self._finish_sends(self._gradient_sends, leave=_SENDING * len(carrying))
 
     @staticmethod
     def _finish_sends(sends: list[Work], *, leave: int = 0) -> None:

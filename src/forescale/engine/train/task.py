@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
@@ -16,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from forescale.core.errors import TaskFailed
 
 Batch = Any
-"""A tensor, a tuple or a dict of tensors (nested as you like)."""
+"""A tensor, or a tuple, list, mapping or dataclass of tensors (nested as you like)."""
 
 Inputs = Sequence[str | int] | Callable[[Batch], tuple[Sequence[Any], Mapping[str, Any]]]
 
@@ -40,6 +43,9 @@ class TrainingTask:
             ``batch -> (args, kwargs)``.
         weight: weight of one microbatch in the step's loss (e.g. its number of unpadded tokens, when the
             loss is a mean over those); by default the number of rows.
+
+    Raises:
+        TaskFailed: the model is no module, the loss not callable, or ``clip_norm`` not positive.
     """
 
     model: nn.Module
@@ -52,6 +58,15 @@ class TrainingTask:
     seed: int = 0
     inputs: Inputs | None = None
     weight: Callable[[Batch], float] | None = None
+
+    def __post_init__(self) -> None:
+        model: Any = self.model  # what the user gave, whatever the annotation says
+        if not isinstance(model, nn.Module):
+            raise TaskFailed(f"model must be a torch.nn.Module, not {type(model).__name__}")
+        if not callable(self.loss):
+            raise TaskFailed(f"loss must be callable as loss(output, batch), not {type(self.loss).__name__}")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise TaskFailed(f"clip_norm is {self.clip_norm}; it must be above 0")
 
     def call(self, batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments and keyword arguments the model is called with.
@@ -102,9 +117,15 @@ def _chosen(batch: Batch, inputs: Sequence[str | int]) -> tuple[tuple[Any, ...],
 
 
 def batch_rows(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """Size of axis 0 of the first tensor the model takes."""
+    """Size of axis 0 of the first tensor the model takes, at least 1.
+
+    Raises:
+        TaskFailed: there is no such tensor, or it is empty.
+    """
     for leaf in pytree.tree_leaves((tuple(args), dict(kwargs))):
         if isinstance(leaf, torch.Tensor) and leaf.dim():
+            if not leaf.shape[0]:
+                raise TaskFailed("the batch has no rows; leave such batches out")
             return int(leaf.shape[0])
     raise TaskFailed("the batch holds no tensor with rows for the model")
 
@@ -116,14 +137,57 @@ def microbatch_rows(rows: int, microbatches: int) -> tuple[int, ...]:
     return tuple(base + (index < extra) for index in range(count))
 
 
-def split_rows(tree: Any, rows: Sequence[int]) -> list[Any]:
-    """Splits every tensor of ``tree`` with ``sum(rows)`` rows; others go to every part whole."""
+def split_rows(batch: Batch, rows: Sequence[int]) -> list[Batch]:
+    """Splits what has ``sum(rows)`` rows: tensors, arrays, and lists of other things; the rest goes to all.
+
+    Raises:
+        TaskFailed: the batch is an object that cannot be looked into.
+    """
     total = sum(rows)
-    leaves, spec = pytree.tree_flatten(tree)
-    parts = [
-        leaf.split(list(rows))
-        if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == total
-        else [leaf] * len(rows)
-        for leaf in leaves
+    known = (torch.Tensor, Mapping, list, tuple, type(None))  # None where no loss is computed
+    if len(rows) > 1 and not isinstance(batch, known) and not is_dataclass(batch):
+        raise TaskFailed(
+            f"a batch of type {type(batch).__name__} cannot be split into microbatches; "
+            "make it a tensor, tuple, dict or dataclass"
+        )
+
+    def has_rows(value: Any) -> bool:
+        if isinstance(value, (torch.Tensor, np.ndarray)):
+            return value.ndim > 0 and len(value) == total
+        return isinstance(value, list) and len(value) == total and not _holds_tensors(value)
+
+    ends = list(accumulate(rows))
+    return [
+        map_batch(lambda leaf, a=end - count, b=end: leaf[a:b] if has_rows(leaf) else leaf, batch, has_rows)
+        for count, end in zip(rows, ends, strict=True)
     ]
-    return [pytree.tree_unflatten([part[index] for part in parts], spec) for index in range(len(rows))]
+
+
+def map_batch(
+    function: Callable[[Any], Any], batch: Batch, is_leaf: Callable[[Any], bool] = lambda _: False
+) -> Batch:
+    """A copy of a batch with ``function`` applied to what its mappings, sequences and dataclasses hold."""
+    if is_leaf(batch):
+        return function(batch)
+    if isinstance(batch, Mapping):
+        mapped = {key: map_batch(function, value, is_leaf) for key, value in batch.items()}
+        if not isinstance(batch, MutableMapping):
+            return mapped
+        made = copy.copy(batch)
+        made.update(mapped)
+        return made
+    if isinstance(batch, (list, tuple)):
+        items = [map_batch(function, item, is_leaf) for item in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+    if is_dataclass(batch) and not isinstance(batch, type):
+        made = copy.copy(batch)
+        for field in fields(batch):  # a frozen one, too; and without its __post_init__
+            object.__setattr__(made, field.name, map_batch(function, getattr(batch, field.name), is_leaf))
+        return made
+    return function(batch)
+
+
+def _holds_tensors(value: Any) -> bool:
+    found: list[Any] = []
+    map_batch(lambda leaf: found.append(leaf) if isinstance(leaf, torch.Tensor) else None, value)
+    return bool(found)
