@@ -10,7 +10,7 @@ from statistics import median
 
 from forescale.control.costs import ProfiledCosts
 from forescale.core.cluster import Cluster, DeviceKind
-from forescale.core.errors import TaskFailed
+from forescale.core.errors import InvalidInput, TaskFailed
 from forescale.engine.train.engine import TrainingEngine
 from forescale.engine.train.optimizer import optimizer_template
 from forescale.engine.train.profiling import WorkerProfile
@@ -49,6 +49,14 @@ class Prepared:
     describe: Callable[[Batch], Mapping[str, int]]
 
 
+def batches_from(task: TrainingTask, first_step: int) -> Iterator[Batch]:
+    """The batches that are left; those that were trained on before a resume are read and dropped.
+
+    Nothing is read, and the user's code not called, before the first one is asked for.
+    """
+    yield from islice(task.batches, first_step, None)
+
+
 def prepare(
     task: TrainingTask,
     batches: Iterator[Batch],
@@ -63,6 +71,12 @@ def prepare(
     captured, describe = capture_task(task, looked_at[0])
     if checkpoint is not None:
         checkpoint.check(captured.graph)
+    if (most := len(captured.graph.operators)) < len(cluster.devices):
+        raise InvalidInput(
+            f"{len(cluster.devices)} devices are more than the {most} operators of the model; ask for at most {most}"
+        )
+    if not any(parameter.trainable for parameter in captured.graph.parameters.values()):
+        raise TaskFailed("the model has no parameter to train: none that its output depends on requires grad")
     template = optimizer_template(task, {name: captured.state[name] for name in captured.graph.parameters})
     progress("waiting for the workers")
     engine.set_up(task, captured, template)
@@ -95,7 +109,7 @@ def profile_task(
         The costs, and the bindings of the first batches.
     """
     with TrainingEngine(cluster, directory) as engine:
-        prepared = prepare(task, iter(task.batches), cluster, engine, None, progress)
+        prepared = prepare(task, batches_from(task, 0), cluster, engine, None, progress)
         bindings = tuple(prepared.describe(batch) for batch in islice(prepared.batches, _LOOKED_AT))
         engine.close()
     return prepared.costs, bindings
@@ -106,11 +120,21 @@ def capture_task(
 ) -> tuple[CapturedModel, Callable[[Batch], Mapping[str, int]]]:
     """The captured model with its saved storages, and what gives a batch's binding."""
     args, kwargs = task.call(batch)
+    batch_rows(args, kwargs)  # before the capture, whose complaint would be harder to understand
     captured = capture(task.model, args, kwargs, task.autocast)
     captured = replace(captured, graph=measure_saved(captured.graph, captured.modules))
 
     def describe(batch: Batch) -> Mapping[str, int]:
-        inputs = captured.inputs.feed(*task.call(batch))
+        args, kwargs = task.call(batch)
+        batch_rows(args, kwargs)
+        inputs = captured.inputs.feed(args, kwargs)
+        for name, tensor in inputs.items():
+            found, expected = str(tensor.dtype).removeprefix("torch."), captured.graph.tensors[name].dtype
+            if found != expected:
+                raise InvalidInput(
+                    f"batch input {name} is {found}, but the model was captured with {expected}; "
+                    "all batches must have the same dtypes"
+                )
         shapes = {name: tuple(tensor.shape) for name, tensor in inputs.items()}
         return captured.graph.bind(shapes)
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from forescale.control.costs import ProfiledCosts
+from forescale.control.interrupts import Interrupts
 from forescale.control.log import Header, encode
 from forescale.control.planner import Planner
 from forescale.control.policy import Policy
-from forescale.control.preparation import Progress, prepare
+from forescale.control.preparation import Progress, batches_from, prepare
 from forescale.control.report import TrainingReport
 from forescale.control.state import ControlConfig, ControlState
 from forescale.control.training import step as control_step
@@ -36,7 +36,7 @@ from forescale.engine.messages import (
 )
 from forescale.engine.runlog import RunLog
 from forescale.engine.train.engine import TrainingEngine
-from forescale.engine.train.shards import Checkpoint, latest
+from forescale.engine.train.shards import Checkpoint, latest, remove_partial
 from forescale.engine.train.task import Batch, TrainingTask
 from forescale.plan.partition_plan import PartitionPlan
 from forescale.profile.batches import LookAhead
@@ -45,6 +45,7 @@ from forescale.profile.devices import find_cluster
 # One step runs while the next is queued: no worker ever waits for the coordinator.
 _IN_FLIGHT = 2
 _LOG = "log.jsonl"
+_NOTICE_S = 0.5  # within which Ctrl-C is noticed, even if no worker answers any more
 
 
 def train(  # noqa: PLR0913 - the public entry; all but the task are keywords
@@ -82,7 +83,8 @@ def train(  # noqa: PLR0913 - the public entry; all but the task are keywords
 
     Raises:
         InvalidInput: the task, the devices or the checkpoint cannot be used as they are.
-        RunFailed: the run could not go on; ``checkpoint`` names where to resume.
+        RunFailed: the run could not go on, or Ctrl-C ended it; ``checkpoint`` names where to resume,
+            ``report`` says what was done.
     """
     if steps < 1:
         raise InvalidInput(f"steps is {steps}; it must be at least 1")
@@ -90,20 +92,23 @@ def train(  # noqa: PLR0913 - the public entry; all but the task are keywords
     started = datetime.fromtimestamp(SystemClock().wall_s(), UTC)
     folder = Path(directory) if directory else Path("runs") / started.strftime("%Y%m%d-%H%M%S")
     checkpoint = _checkpoint_to_resume(folder, task) if resume else None
-    if checkpoint is None and (folder / _LOG).exists():
-        raise InvalidInput(f"{folder} already holds a run; resume it, or choose another directory")
     policy = policy or Policy()
     if not adapt:
         policy = Policy(adapt=False)
     first_step = int(checkpoint.trainer["step"]) if checkpoint else 0
     with ExitStack() as stack:
+        log = stack.enter_context(RunLog(folder / _LOG))
+        if checkpoint is None and log.size_bytes:
+            resume_it = "resume it, or " if latest(folder / "checkpoints") else ""
+            raise InvalidInput(f"{folder} already holds a run; {resume_it}choose another directory")
+        remove_partial(folder / "checkpoints")
+        log.checkpoint = str(checkpoint.path) if checkpoint else None
         engine = stack.enter_context(TrainingEngine(cluster, folder))
-        batches = _from_step(task.batches, first_step)
+        batches = batches_from(task, first_step)
         prepared = prepare(task, batches, cluster, engine, checkpoint, on_progress or (lambda _: None))
         ahead = stack.enter_context(
             LookAhead(prepared.batches, look_ahead, prepared.describe, first=first_step)
         )
-        log = stack.enter_context(RunLog(folder / _LOG))
         planner = Planner(prepared.costs)
         log.append(encode(Header(policy=policy, run=prepared.costs.to_json())))
         run = _Run(
@@ -116,7 +121,11 @@ def train(  # noqa: PLR0913 - the public entry; all but the task are keywords
         first_plan = plan or planner.best(ahead.upcoming(1)[0], {})
         engine.start(first_plan, checkpoint)
         run.take(RunStarted(plan=first_plan, next_step=first_step))
-        run.steps(first_step, steps, checkpoint_every)
+        try:
+            run.steps(first_step, steps, checkpoint_every)
+        except RunFailed as failed:
+            failed.report = run.report(prepared.costs, first_plan, {}, log.path) if run.finished else None
+            raise
         state = _trained(task, engine)
         engine.close()
     return run.report(prepared.costs, first_plan, state, log.path)
@@ -130,14 +139,6 @@ def _checkpoint_to_resume(folder: Path, task: TrainingTask) -> Checkpoint:
     if (seed := checkpoint.trainer["seed"]) != task.seed:
         raise CheckpointMismatch(f"{path} was trained with seed {seed}, not {task.seed}; use the same")
     return checkpoint
-
-
-def _from_step(batches: Iterable[Batch], first_step: int) -> Iterator[Batch]:
-    """The batches that are left; those that were trained on before a resume are read and dropped."""
-    left = iter(batches)
-    for _ in islice(left, first_step):
-        pass
-    return left
 
 
 def _trained(task: TrainingTask, engine: TrainingEngine) -> dict[str, Any]:
@@ -161,7 +162,9 @@ class _Run:
     control: ControlState = field(default_factory=ControlState)
     finished: list[StepFinished] = field(default_factory=list[StepFinished])
     repartitions: list[Repartitioned] = field(default_factory=list[Repartitioned])
+    interrupts: Interrupts = field(default_factory=Interrupts)
     announced: int = 0
+    checkpointed: int = 0
     overhead_s: float = 0.0
     stop: Stop | None = None
 
@@ -182,41 +185,64 @@ class _Run:
         elif isinstance(event, Repartitioned):
             self.repartitions.append(event)
         elif isinstance(event, CheckpointWritten):
-            self.log.checkpoint = event.path
+            self.log.checkpoint, self.checkpointed = event.path, event.step
         self.on_event(event)
 
     def steps(self, first: int, last: int, checkpoint_every: int | None) -> None:
-        """Runs the steps ``first`` to ``last`` (excluded); an interrupt ends them with a checkpoint."""
+        """Runs the steps ``first`` to ``last`` (excluded).
+
+        An interrupt, or a batch that cannot be used, ends them with a checkpoint.
+        """
         try:
-            for number in range(first, last):
-                if not self._submit(number) or self.stop is not None:
-                    break
-                if checkpoint_every and (number + 1) % checkpoint_every == 0:
-                    self.engine.checkpoint(number + 1)
-                self._settle(_IN_FLIGHT - 1)
-            self._settle(0)
-            if checkpoint_every and self.done % checkpoint_every:
-                self.engine.checkpoint(self.done)
-                self._settle(0)
-        except KeyboardInterrupt as interrupt:
-            raise self._interrupted() from interrupt
+            with self.interrupts:
+                self._keep_if_ended(first, last, checkpoint_every)
         except WorkerLost as lost:
             self.take(WorkerExited(device=lost.device, cause=lost.cause))
             raise
         if self.stop is not None:
             raise RunFailed(self.stop.reason, checkpoint=self.log.checkpoint)
 
+    def _keep_if_ended(self, first: int, last: int, checkpoint_every: int | None) -> None:
+        try:
+            self._steps(first, last, checkpoint_every)
+        except KeyboardInterrupt as interrupt:
+            self._keep()
+            raise RunFailed(
+                f"interrupted after {self.done} steps", checkpoint=self.log.checkpoint
+            ) from interrupt
+        except InvalidInput as error:
+            self._keep()
+            raise RunFailed(str(error), checkpoint=self.log.checkpoint) from error
+
+    def _steps(self, first: int, last: int, checkpoint_every: int | None) -> None:
+        for number in range(first, last):
+            if not self._submit(number) or self.stop is not None:
+                break
+            if checkpoint_every and (number + 1) % checkpoint_every == 0:
+                self._checkpoint(number + 1)
+            self._settle(_IN_FLIGHT - 1)
+        self._settle(0)
+        if checkpoint_every and self.done % checkpoint_every:
+            self._checkpoint(self.done)
+            self._settle(0)
+
+    def _checkpoint(self, step: int) -> None:
+        with self.interrupts.held():
+            self.engine.checkpoint(step)
+
     def _submit(self, number: int) -> bool:
         """Hands over the next step; False when the batches have ended."""
-        self._announce(number)
+        with self.interrupts.held():
+            self._announce(number)
         try:
             batch, binding = next(self.ahead)
         except StopIteration:
             return False
         speeds = self.control.speeds
-        self.engine.submit(
-            number, batch, lambda plan: self.config.planner.prediction(plan, binding, speeds).step_s
-        )
+        with self.interrupts.held():
+            self.engine.submit(
+                number, batch, lambda plan: self.config.planner.prediction(plan, binding, speeds).step_s
+            )
         return True
 
     def _announce(self, number: int) -> None:
@@ -234,20 +260,20 @@ class _Run:
     def _settle(self, in_flight: int) -> None:
         """Takes events until no more than ``in_flight`` steps are under way."""
         while self.engine.in_flight > in_flight or (in_flight == 0 and self.engine.busy):
-            if (event := self.engine.next_event()) is None:
-                continue
-            self.take(event)
+            with self.interrupts.held():
+                if (event := self.engine.next_event(_NOTICE_S)) is None:
+                    continue
+                self.take(event)
             if isinstance(event, StepFinished) and not math.isfinite(event.loss):
                 raise NonFiniteLoss(step=event.step, loss=event.loss, checkpoint=self.log.checkpoint)
 
-    def _interrupted(self) -> RunFailed:
+    def _keep(self) -> None:
         """Finishes what is under way and writes a checkpoint."""
         self._settle(0)
-        if self.finished:
-            self.engine.checkpoint(self.done)
+        if self.checkpointed < self.done:
+            self._checkpoint(self.done)
             self._settle(0)
         self.engine.close()
-        return RunFailed(f"interrupted after {self.done} steps", checkpoint=self.log.checkpoint)
 
     @property
     def done(self) -> int:

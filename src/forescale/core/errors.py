@@ -16,6 +16,11 @@ ForescaleError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from forescale.control.report import TrainingReport
+
 
 class ForescaleError(Exception):
     """Base of all errors; the message is one line that says what to do."""
@@ -67,10 +72,12 @@ class RunFailed(ForescaleError):
 
     Attributes:
         checkpoint: path of the last complete checkpoint, if one exists.
+        report: the steps that were done, without the model's state; None if there were none.
     """
 
     def __init__(self, message: str, *, checkpoint: str | None = None) -> None:
         self.checkpoint = checkpoint
+        self.report: TrainingReport | None = None
         kept = f"; resume from {checkpoint}" if checkpoint else "; no checkpoint had been written"
         super().__init__(message + kept)
 

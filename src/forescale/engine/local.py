@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Self
 
 from forescale.core.cluster import Device, DeviceKind
-from forescale.core.errors import InvalidInput
+from forescale.core.errors import InvalidInput, RunFailed
 from forescale.engine.backend import ProcessExit, ProcessHandle, ProcessSpec
 from forescale.engine.bootstrap import request
 from forescale.engine.channel import Invitation
@@ -82,6 +82,7 @@ class LocalBackend:
 
         Raises:
             InvalidInput: the device's accelerator is not visible to this process.
+            RunFailed: the operating system refused the process or its log file.
             ValueError: a process of that name is running.
         """
         name = spec.address
@@ -89,10 +90,10 @@ class LocalBackend:
             raise ValueError(f"a process named {name} is running")
         environment = _environment(spec)
         message = request(spec, self._invitation)
-        self._log_dir.mkdir(parents=True, exist_ok=True)
         log_path = self._log_dir / f"{name}.log"
         child_end, parent_end = os.pipe()
         try:
+            self._log_dir.mkdir(parents=True, exist_ok=True)
             with log_path.open("ab") as log:
                 log_start_bytes = log.tell()
                 popen = subprocess.Popen(
@@ -103,9 +104,9 @@ class LocalBackend:
                     env=environment,
                     start_new_session=True,
                 )
-        except OSError:
+        except OSError as error:
             os.close(parent_end)
-            raise
+            raise RunFailed(f"cannot start a process for {name}: {error}") from error
         finally:
             os.close(child_end)
         handle = ProcessHandle(name=name, device=spec.device.name, pid=popen.pid)

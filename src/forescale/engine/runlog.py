@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -15,12 +16,14 @@ from forescale.core.errors import InvalidInput, RunFailed
 class RunLog:
     """Appends records to a file, each complete on disk (in the page cache) when :meth:`append` returns.
 
-    A last line that a killed run left unfinished is cut off first.
+    A last line that a killed run left unfinished is cut off first. While the log is open, no other process
+    can open it, so that two runs never share a folder.
 
     Attributes:
         checkpoint: named in the error when the log cannot be written; set by the owner.
 
     Raises:
+        InvalidInput: another process has it open.
         RunFailed: the file cannot be opened.
     """
 
@@ -29,10 +32,19 @@ class RunLog:
         self.checkpoint: str | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if path.exists():
-                os.truncate(path, _complete_bytes(path))
             self._file = path.open("ab", buffering=0)
         except OSError as error:
+            raise self._failed(error) from error
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._file.truncate(_complete_bytes(path))
+        except BlockingIOError as error:
+            self._file.close()
+            raise InvalidInput(
+                f"another run is going on in {path.parent}; wait until it ends, or choose another directory"
+            ) from error
+        except OSError as error:
+            self._file.close()
             raise self._failed(error) from error
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -50,6 +62,11 @@ class RunLog:
         except OSError as error:
             self._file.truncate(end)
             raise self._failed(error) from error
+
+    @property
+    def size_bytes(self) -> int:
+        """Length of what was written, by earlier runs too."""
+        return self._file.seek(0, os.SEEK_END)
 
     def close(self) -> None:
         self._file.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import shutil
 import time
@@ -14,7 +15,7 @@ from typing import Any, Self
 import torch
 
 from forescale.core.cluster import Cluster
-from forescale.core.errors import CheckpointFailed, RunFailed
+from forescale.core.errors import CheckpointFailed, RunFailed, TaskFailed
 from forescale.engine.channel import Message
 from forescale.engine.messages import (
     Binding,
@@ -123,7 +124,14 @@ class TrainingEngine:
             seed=task.seed,
             ranks=self._ranks,
         )
-        self._crew.broadcast({"type": "setup"}, [assignment.encode(task.model)])
+        try:
+            encoded = assignment.encode(task.model)
+        except (TypeError, AttributeError, pickle.PicklingError) as error:
+            raise TaskFailed(
+                f"the task cannot be sent to the workers: {type(error).__name__}: {error}; keep locks, open "
+                "files and threads out of the model, the loss and the optimizer"
+            ) from error
+        self._crew.broadcast({"type": "setup"}, [encoded])
 
     def profile(self, microbatches: Sequence[Batch], budget_s: float) -> tuple[WorkerProfile, ...]:
         """Measures the model with microbatches of some sizes, on all workers at once; one answer per device.
@@ -197,12 +205,6 @@ class TrainingEngine:
         inputs = self._captured.inputs.feed(args, kwargs)
         binding = self._captured.graph.bind({n: tuple(t.shape) for n, t in inputs.items()})
         parts = microbatch_rows(rows, self._plan.microbatches)
-        self._steps[step] = _StepInFlight(
-            binding=binding,
-            rows=rows,
-            tokens=next(iter(inputs.values())).numel(),
-            predicted_s=predict_s(self._plan),
-        )
         bindings = [self._captured.graph.part(binding, rows, part) for part in parts]
         for one in bindings:
             self._captured.check(one)
@@ -214,6 +216,13 @@ class TrainingEngine:
             "weights": self._weights(batch, parts),
             "measure_memory": measure_memory,
         }
+        # The batch is known to be good: from here on, the workers will answer.
+        self._steps[step] = _StepInFlight(
+            binding=binding,
+            rows=rows,
+            tokens=next(iter(inputs.values())).numel(),
+            predicted_s=predict_s(self._plan),
+        )
         last = self._plan.stages[-1].device
         for name in self._names:
             fed = {n: inputs[n] for n in self._fed.get(name, ())}
@@ -229,8 +238,13 @@ class TrainingEngine:
     def _weights(self, batch: Batch, parts: Sequence[int]) -> list[float]:
         if self._task.weight is None:
             return [part / sum(parts) for part in parts]
-        weights = [float(self._task.weight(piece)) for piece in split_rows(batch, parts)]
-        return [weight / sum(weights) for weight in weights]
+        try:
+            weights = [float(self._task.weight(piece)) for piece in split_rows(batch, parts)]
+        except Exception as error:
+            raise TaskFailed(f"weight(batch) raised {type(error).__name__}: {error}") from error
+        if not (min(weights) >= 0.0 and 0.0 < (total := sum(weights)) < math.inf):
+            raise TaskFailed(f"the weights of a batch's parts are {weights}; their sum must be above 0")
+        return [weight / total for weight in weights]
 
     def execute(self, command: Repartition) -> None:
         """Lets the workers prepare a plan; it is switched to at a step boundary soon after."""

@@ -107,11 +107,17 @@ def latest(directory: Path) -> Path | None:
     return max(found, default=None)
 
 
+def remove_partial(directory: Path) -> None:
+    """Removes what a killed run left unfinished under ``directory``."""
+    for path in directory.glob("step-*.partial"):
+        shutil.rmtree(path)
+
+
 class Checkpoint:
     """A complete checkpoint.
 
     Raises:
-        CheckpointMismatch: ``path`` is not one.
+        CheckpointMismatch: ``path`` is not one, or a file in it is missing or damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -119,12 +125,16 @@ class Checkpoint:
         try:
             self._index = json.loads((path / "model.safetensors.index.json").read_text())
             self.trainer: dict[str, Any] = json.loads((path / "trainer.json").read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise CheckpointMismatch(f"{path} is not a complete checkpoint: {error}") from error
+        except (OSError, ValueError) as error:
+            raise self._damaged(error) from error
         if self.trainer.get("format") != _FORMAT:
             raise CheckpointMismatch(
                 f"{path} has format {self.trainer.get('format')}; this version reads {_FORMAT}"
             )
+        for name in sorted(set(self._index["weight_map"].values())):
+            for written in (name, "optimizer" + name.removeprefix("model")):  # every worker wrote both
+                with self._opened(path / written):
+                    pass
 
     def model(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """Parameters and buffers by name."""
@@ -144,7 +154,7 @@ class Checkpoint:
         states: dict[str, dict[str, Any]] = {}
         found = dict(self.trainer["optimizer_scalars"])
         for path in sorted(self.path.glob("optimizer-*.safetensors")):
-            with safe_open(path, framework="pt") as file:
+            with self._opened(path) as file:
                 found |= {k: file.get_tensor(k) for k in file.keys() if k.rpartition("/")[0] in wanted}  # noqa: SIM118
         for key, value in found.items():
             name, _, entry = key.rpartition("/")
@@ -158,9 +168,21 @@ class Checkpoint:
             by_file.setdefault(file, []).append(name)
         values: dict[str, torch.Tensor] = {}
         for file_name, names in by_file.items():
-            with safe_open(self.path / file_name, framework="pt") as file:
+            with self._opened(self.path / file_name) as file:
                 values |= {name: file.get_tensor(name) for name in names}
         return values
+
+    def _opened(self, path: Path) -> Any:
+        """One of its files; opening compares the file's length with what its head says."""
+        try:
+            return safe_open(path, framework="pt")
+        except (OSError, SafetensorError) as error:
+            raise self._damaged(f"{path.name}: {error}") from error
+
+    def _damaged(self, reason: object) -> CheckpointMismatch:
+        return CheckpointMismatch(
+            f"{self.path} is not a complete checkpoint ({reason}); remove it to go on from the one before it"
+        )
 
     def check(self, graph: ModelGraph) -> None:
         """Raises CheckpointMismatch unless the checkpoint is of this model."""
