@@ -10,17 +10,29 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 import forescale as fs
+from forescale.cli.main import app
+from forescale.cli.measurement import MeasuredTask
+from forescale.cli.task_file import load_task
+from forescale.cli.units import size
+from forescale.control.costs import ProfiledCosts
+from forescale.control.log import Header, decode
+from forescale.control.planner import Planner
+from forescale.engine.runlog import read_run_log
+from forescale.plan.partition_plan import Stage
 
 TASKS = Path(__file__).parent / "cli_tasks.py"
 COMMAND = (sys.executable, "-m", "forescale")
-STEPS, CHECKPOINT = 6, 4
+STEPS, CHECKPOINT, ROWS = 6, 4, 8
 LIMIT_S = 200
 
 
@@ -56,7 +68,7 @@ def checkpoints(folder: Path) -> list[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A run's folder and what ``--json`` said."""
     folder = tmp_path_factory.mktemp("cli") / "run"
-    options = ("--checkpoint-every", str(CHECKPOINT), "--json")
+    options = ("--checkpoint-every", str(CHECKPOINT), "--json", "--report", "run/report.html")
     done = forescale(*train("task", STEPS, folder, *options), cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     assert "a task file may print" in done.stderr
@@ -81,13 +93,66 @@ def test_json_holds_the_whole_run(finished: tuple[Path, dict[str, Any]]) -> None
     assert fs.load_checkpoint(folder / "checkpoints").keys() >= {"0.0.weight", "3.0.bias"}
 
 
+def test_the_report_is_of_this_run(finished: tuple[Path, dict[str, Any]]) -> None:
+    folder, said = finished
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert f'<td>steps</td><td class="figure">{STEPS}</td>' in page
+    assert f"{sum(said['losses']) / STEPS:.4f}" in page
+
+
+@pytest.fixture
+def measured(finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> MeasuredTask:
+    """What ``plan`` and ``profile`` get to know: the finished run's costs, without measuring again."""
+    header = decode(next(iter(read_run_log(finished[0] / "log.jsonl"))))
+    assert isinstance(header, Header)
+    task, costs = load_task(str(TASKS)), ProfiledCosts.from_json(header.run)
+    batches = list(islice(task.batches, 2))
+    bindings = ({costs.rows_symbol or "": ROWS},) * len(batches)
+    known = MeasuredTask(task=replace(task, batches=batches), costs=costs, bindings=bindings)
+    for command in ("plan", "profile"):
+        monkeypatch.setattr(f"forescale.cli.{command}.measure_task", lambda *_: known)
+    return known
+
+
+def test_plan_shows_the_exact_peak_memory(measured: MeasuredTask, tmp_path: Path) -> None:
+    best = Planner(measured.costs).best(measured.bindings[0], {})
+    peaks_bytes = measured.costs.peak_bytes(best, measured.bindings[0])
+    bounds_bytes = [stage.memory_bytes for stage in best.prediction.stages]
+    assert peaks_bytes != tuple(bounds_bytes), "else this shows nothing"
+    stages = json.loads(invoke("plan", "x", "--json"))["stages"]
+    assert [stage["peak_memory_bytes"] for stage in stages] == list(peaks_bytes)
+    assert [stage["memory_bytes"] for stage in stages] == bounds_bytes
+    shown = invoke("plan", "x", "--svg", str(tmp_path / "plan.svg"))
+    assert all(f"{size(peak_bytes)} of" in shown for peak_bytes in peaks_bytes)
+    assert "<svg" in (tmp_path / "plan.svg").read_text(encoding="utf-8")
+
+
+def test_profile_shows_the_exact_peak_memory(measured: MeasuredTask) -> None:
+    best = Planner(measured.costs).best(measured.bindings[0], {})
+    peaks_bytes = measured.costs.peak_bytes(best, measured.bindings[0])
+    said = json.loads(invoke("profile", "x", "--json"))
+    assert [batch["peak_memory_bytes"] for batch in said["upcoming"]] == [list(peaks_bytes)] * 2
+    operators = tuple(range(said["totals"]["operators"]))
+    alone = replace(best, stages=(Stage(device="cpu0", operators=operators),), microbatches=1)
+    assert (said["totals"]["peak_memory_bytes"],) == measured.costs.peak_bytes(alone, measured.bindings[0])
+    assert all(size(peak_bytes) in invoke("profile", "x") for peak_bytes in peaks_bytes)
+
+
+def invoke(*words: str) -> str:
+    """What a command prints that runs in this process."""
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
 def test_a_run_can_be_replayed(finished: tuple[Path, dict[str, Any]]) -> None:
     folder, _ = finished
     done = forescale("replay", folder, "--json", cwd=folder.parent)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["identical"]
     done = forescale("replay", "run/log.jsonl", "--policy", "min_gain=0.9", cwd=folder.parent)
-    assert "identical to the record" in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert "by a policy with min_gain=0.9" in done.stdout
 
 
 def test_a_record_that_was_changed_is_noticed(copied: Path) -> None:
@@ -95,7 +160,7 @@ def test_a_record_that_was_changed_is_noticed(copied: Path) -> None:
     log.write_text(log.read_text() + json.dumps({"type": "Stop", "reason": "invented"}) + "\n")
     done = forescale("replay", copied, cwd=copied.parent)
     assert done.returncode == 1
-    assert "recorded: invented; derived: nothing" in done.stdout
+    assert "recorded: stop (invented); derived: nothing" in done.stdout
 
 
 def test_wrong_policy(finished: tuple[Path, dict[str, Any]]) -> None:
@@ -195,13 +260,15 @@ class Started:
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_no_process(tmp_path: Path) -> None:
-    run = Started(tmp_path / "run", until="step 1/")
+    run = Started(tmp_path / "run", "--report", "report.html", until="step 1/")
     assert len(run.workers) == 2
     run.popen.send_signal(signal.SIGINT)
     said = re.search(r"interrupted after (\d+) steps; resume from (\S+)", error_of(run.end(), exit_code=130))
     assert said
     assert said[2] == f"run/checkpoints/step-{int(said[1]):08d}"
     assert checkpoints(tmp_path / "run") == [Path(said[2]).name]
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert f'<td>steps</td><td class="figure">{said[1]}</td>' in page
 
 
 def test_a_worker_that_is_killed_is_named_with_the_last_checkpoint(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_longer_batches_find_their_plan_in_force() -> None:
     (command,) = run.commands
     assert isinstance(command, Repartition)
     assert command.before_step == 40
-    assert "length=512" in command.reason
+    assert "batches of 8 × 512 × 16 (t0) from step 40 on" in command.reason
     planner = Planner(ChainCosts())
     best_s = planner.best(batch(512), {}).prediction.step_s
     assert run.state.plan is not None

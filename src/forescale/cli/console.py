@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _PLAIN_WIDTH = 160
+_SOON_S = 2.0
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -83,3 +85,20 @@ def fraction_bar(title: str) -> Generator[Callable[[str, float], None]]:
     with Progress(*columns, console=shown, transient=True) as progress:
         bar = progress.add_task("", total=1.0)
         yield lambda what, fraction: progress.update(bar, description=what, completed=fraction)
+
+
+@contextmanager
+def late_fraction_bar(title: str) -> Generator[Callable[[str, float], None]]:
+    """A :func:`fraction_bar` for work that is mostly done at once: it shows when two seconds have passed."""
+    started_s = time.monotonic()
+    shown: Callable[[str, float], None] | None = None
+    with ExitStack() as stack:
+
+        def tell(what: str, fraction: float) -> None:
+            nonlocal shown
+            if shown is None and time.monotonic() - started_s >= _SOON_S:
+                shown = stack.enter_context(fraction_bar(title))
+            if shown is not None:
+                shown(what, fraction)
+
+        yield tell

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +16,9 @@ import typer
 from forescale.cli import options
 from forescale.cli.comparison import final_loss, saved_s, tokens_per_s, total_s
 from forescale.cli.console import console, print_json, status, table
-from forescale.cli.plan import modules, parameters
-from forescale.cli.units import percent, seconds, si, size
+from forescale.cli.output import check_writable, fresh_folder, write_text
+from forescale.cli.plan import microbatches, modules, parameters
+from forescale.cli.units import moved, percent, seconds, si, size
 from forescale.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -29,7 +32,12 @@ if TYPE_CHECKING:
     from forescale.core.cluster import Cluster
     from forescale.plan.partition_plan import PartitionPlan
 
-Out = Annotated[Path, typer.Option(metavar="DIR", help="Where report, plan and runs go.")]
+Out = Annotated[
+    Path,
+    typer.Option(
+        metavar="DIR", help="Where report and plan go, and the runs: each time to a new folder in DIR/runs."
+    ),
+]
 Steps = Annotated[
     int | None, typer.Option(metavar="N", help="Steps of each run. Default: what two minutes allow.")
 ]
@@ -43,13 +51,12 @@ ADAPTIVE, FIXED = "adaptive", "fixed plan"
 
 def demo(out: Out = Path("demo-output"), steps: Steps = None, json: options.Json = False) -> None:
     """Trains a real model over two devices while one of them slows down, with and without adaptation."""
-    out.mkdir(parents=True, exist_ok=True)
     shown = console(stderr=json)
     with status() as say, redirect_stdout(sys.stderr):
         scene = _set_up(shown, steps, out, say)
     _show_profile(shown, scene)
     _show_plan(shown, scene, out / "plan.svg")
-    runs = _train_both(shown, scene, out)
+    runs = _train_both(shown, scene)
     with status() as say:
         say("drawing the report")
         from forescale.cli.run_report import write_report
@@ -68,14 +75,21 @@ def demo(out: Out = Path("demo-output"), steps: Steps = None, json: options.Json
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scene:
-    """What is trained, where and for how long."""
+    """What is trained, where and for how long; ``folder`` is that of these runs."""
 
+    folder: Path
     text: Tensor
     shape: Shape
     cluster: Cluster
     costs: ProfiledCosts
     plan: PartitionPlan
     course: Course
+
+    @property
+    def binding(self) -> Mapping[str, int]:
+        """The graph's symbols in the first batches."""
+        graph = self.costs.profile.graph
+        return graph.bind({graph.inputs[0]: (self.shape.rows, self.shape.length)})
 
 
 def _set_up(shown: Console, steps: int | None, out: Path, say: Any) -> _Scene:
@@ -89,8 +103,13 @@ def _set_up(shown: Console, steps: int | None, out: Path, say: Any) -> _Scene:
 
     if steps is not None and steps < LEAST_STEPS:
         raise InvalidInput(f"--steps is {steps}; below {LEAST_STEPS} there is nothing to see")
-    text, folder = source_text()
-    shown.print(f"Text: {len(text):,} characters of the Python standard library, from {folder}", markup=False)
+    folder = fresh_folder(out / "runs", datetime.now().astimezone())
+    for path in (out / "report.html", out / "plan.svg"):
+        check_writable(path)
+    text, library = source_text()
+    shown.print(
+        f"Text: {len(text):,} characters of the Python standard library, from {library}", markup=False
+    )
     shape, encoded = Shape(), encode(text)
     cores = allowed_cores()
     # One core each, however many there are: so the demo is the same everywhere, and a core is quickly taken.
@@ -98,7 +117,7 @@ def _set_up(shown: Console, steps: int | None, out: Path, say: Any) -> _Scene:
     if (warning := core_sharing(cluster)) is not None:
         shown.print(f"Note: {warning}; here adaptation can gain little.")
     task = demo_task(encoded, shape, long_from=sys.maxsize)
-    costs, bindings = profile_task(task, cluster, out / "profile", say)
+    costs, bindings = profile_task(task, cluster, folder / "profile", say)
     preparation_s = time.perf_counter() - started_s
     planner, graph = Planner(costs), costs.profile.graph
     plan = planner.best(bindings[0], {})
@@ -109,10 +128,12 @@ def _set_up(shown: Console, steps: int | None, out: Path, say: Any) -> _Scene:
         if steps is not None
         else Course.within(budget_s, plan.prediction.step_s, long.prediction.step_s)
     )
-    return _Scene(text=encoded, shape=shape, cluster=cluster, costs=costs, plan=plan, course=course)
+    return _Scene(
+        folder=folder, text=encoded, shape=shape, cluster=cluster, costs=costs, plan=plan, course=course
+    )
 
 
-def _train_both(shown: Console, scene: _Scene, out: Path) -> dict[str, TrainingReport]:
+def _train_both(shown: Console, scene: _Scene) -> dict[str, TrainingReport]:
     from forescale.cli.demo_run import train_contested
     from forescale.cli.demo_task import demo_task
     from forescale.cli.training_view import TrainingView
@@ -136,7 +157,7 @@ def _train_both(shown: Console, scene: _Scene, out: Path) -> dict[str, TrainingR
                 demo_task(scene.text, scene.shape, long_from=course.long_from),
                 scene.cluster,
                 course,
-                out / label.replace(" ", "-"),
+                scene.folder / label.replace(" ", "-"),
                 like=done,
                 on_event=view.show,
                 on_competitor=tell,
@@ -151,7 +172,7 @@ def _show_profile(shown: Console, scene: _Scene) -> None:
     from forescale.profile.summary import costliest_modules, find_bottleneck
 
     profile, device = scene.costs.profile, scene.costs.cluster.devices[0]
-    binding = profile.graph.bind({profile.graph.inputs[0]: (scene.shape.rows, scene.shape.length)})
+    binding = scene.binding
     work = profile.work(binding)
     found = costliest_modules(profile, binding, device, depth=3)
     parameter_bytes = sum(module.parameter_bytes for module in found)
@@ -172,7 +193,7 @@ def _show_profile(shown: Console, scene: _Scene) -> None:
             size(module.parameter_bytes),
         )
     shown.print(costliest)
-    needed_bytes = max(stage.memory_bytes for stage in scene.plan.prediction.stages)
+    needed_bytes = max(scene.costs.peak_bytes(scene.plan, binding))
     bottleneck = find_bottleneck(profile, binding, device, needed_bytes=needed_bytes)
     hardware = suggest_hardware(work, needed_bytes=needed_bytes, step_s=scene.plan.prediction.step_s)
     shown.print(f"Bottleneck: {bottleneck.limit} ({bottleneck.reason})")
@@ -183,9 +204,10 @@ def _show_plan(shown: Console, scene: _Scene, path: Path) -> None:
     from forescale.plan.drawing import draw_svg
 
     graph, plan = scene.costs.profile.graph, scene.plan
-    path.write_text(draw_svg(graph, plan), encoding="utf-8")
-    stages = table("Plan", "device", ">operators", "from", "to", ">parameters", ">busy", ">memory")
-    for stage, predicted in zip(plan.stages, plan.prediction.stages, strict=True):
+    write_text(path, draw_svg(graph, plan))
+    stages = table("Plan", "device", ">operators", "from", "to", ">parameters", ">busy", ">peak memory")
+    peaks_bytes = scene.costs.peak_bytes(plan, scene.binding)
+    for stage, predicted, peak_bytes in zip(plan.stages, plan.prediction.stages, peaks_bytes, strict=True):
         paths = modules(graph, stage)
         stages.add_row(
             stage.device,
@@ -194,13 +216,12 @@ def _show_plan(shown: Console, scene: _Scene, path: Path) -> None:
             paths[-1],
             f"{parameters(graph, stage):,}",
             percent(predicted.busy_s / plan.prediction.step_s),
-            size(predicted.memory_bytes),
+            size(peak_bytes),
         )
     shown.print()
     shown.print(stages)
     shown.print(
-        f"Predicted: {seconds(plan.prediction.step_s)} a step, with {plan.microbatches} microbatches "
-        f"({plan.schedule}). Drawn in {path}.",
+        f"Predicted: {seconds(plan.prediction.step_s)} a step, with {microbatches(plan)}. Drawn in {path}.",
         markup=False,
     )
 
@@ -225,7 +246,7 @@ def _show_outcome(shown: Console, scene: _Scene, runs: dict[str, TrainingReport]
         changes.add_row(
             str(change.step),
             seconds(change.pause_s),
-            size(change.moved_bytes),
+            moved(change.moved_bytes),
             f"{gain_s:+.1f} s",
             change.reason,
         )
@@ -234,7 +255,8 @@ def _show_outcome(shown: Console, scene: _Scene, runs: dict[str, TrainingReport]
         shown.print("Saved: against the fixed plan over the same steps, until the next repartition.")
     else:
         shown.print("The plan was never changed: nothing was predicted to be worth it.")
-    shown.print(f"\nReport: {out / 'report.html'}\nPlan:   {out / 'plan.svg'}", markup=False)
+    where = f"\nReport: {out / 'report.html'}\nPlan:   {out / 'plan.svg'}\nRuns:   {scene.folder}"
+    shown.print(where, markup=False)
 
 
 def _as_json(scene: _Scene, runs: dict[str, TrainingReport], out: Path) -> dict[str, Any]:

@@ -16,7 +16,13 @@ from forescale.cli.profile import profile
 from forescale.cli.replay import replay
 from forescale.cli.train import train
 
-app = typer.Typer(name="forescale", cls=OneLineErrors, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    name="forescale",
+    cls=OneLineErrors,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    epilog=examples("forescale demo", "forescale train train_me.py --devices 2 --steps 1000"),
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -47,6 +53,7 @@ app.command(
     epilog=examples(
         "forescale train train_me.py --devices 2 --steps 1000",
         "forescale train train_me.py --steps 1000 --dir runs/first --checkpoint-every 100",
+        "forescale train train_me.py --steps 1000 --report report.html",
         "forescale train train_me.py --steps 2000 --dir runs/first --resume",
     )
 )(train)

@@ -11,7 +11,8 @@ TaskReference = Annotated[
     str,
     typer.Argument(
         metavar="FILE.py[:TASK]",
-        help="Python file with a forescale.TrainingTask, or a function that returns one: task, unless named.",
+        help="Python file, and the name in it of a forescale.TrainingTask or of a function that returns one "
+        "(default: task).",
     ),
 ]
 Devices = Annotated[

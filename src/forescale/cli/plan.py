@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,36 +12,40 @@ import typer
 from forescale.cli import options
 from forescale.cli.console import console, print_json, table
 from forescale.cli.measurement import measure_task
+from forescale.cli.output import check_writable, write_text
 from forescale.cli.units import percent, seconds, size
-from forescale.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from forescale.graph.model import ModelGraph
     from forescale.plan.partition_plan import PartitionPlan, Stage
     from forescale.plan.problem import PartitionProblem
 
-Svg = Annotated[Path | None, typer.Option(metavar="OUT.svg", help="Draw the plan, too.")]
+Svg = Annotated[Path | None, typer.Option(metavar="OUT.svg", help="Also draw the plan to this file.")]
 
 
 def plan(
     file: options.TaskReference, devices: options.Devices = None, svg: Svg = None, json: options.Json = False
 ) -> None:
     """Who would run what: the stages, their predicted time and memory, and the reasons."""
+    if svg is not None:
+        check_writable(svg)
     measured = measure_task(file, devices)
     from forescale.control.planner import Planner
+    from forescale.plan.drawing import draw_svg
 
     planner = Planner(measured.costs)
     binding = measured.bindings[0]
     problem, best = planner.problem(binding, {}), planner.best(binding, {})
     if svg is not None:
-        _draw(problem, best, svg)
+        write_text(svg, draw_svg(problem.graph, best))
+    peaks_bytes = measured.costs.peak_bytes(best, binding)
     if json:
-        print_json(_as_json(problem, best))
+        print_json(_as_json(problem, best, peaks_bytes))
     else:
-        _show(problem, best)
+        _show(problem, best, peaks_bytes)
 
 
-def _as_json(problem: PartitionProblem, plan: PartitionPlan) -> dict[str, Any]:
+def _as_json(problem: PartitionProblem, plan: PartitionPlan, peaks_bytes: Sequence[int]) -> dict[str, Any]:
     stages = [
         {
             "device": stage.device,
@@ -50,8 +55,10 @@ def _as_json(problem: PartitionProblem, plan: PartitionPlan) -> dict[str, Any]:
             "recompute": stage.recompute,
             "receives": received_bytes(problem, plan, stage),
             **asdict(predicted),
+            "peak_memory_bytes": peak_bytes,
+            "device_memory_bytes": problem.cluster.device(stage.device).memory_bytes,
         }
-        for stage, predicted in zip(plan.stages, plan.prediction.stages, strict=True)
+        for stage, predicted, peak_bytes in zip(plan.stages, plan.prediction.stages, peaks_bytes, strict=True)
     ]
     return {
         "stages": stages,
@@ -62,10 +69,10 @@ def _as_json(problem: PartitionProblem, plan: PartitionPlan) -> dict[str, Any]:
     }
 
 
-def _show(problem: PartitionProblem, plan: PartitionPlan) -> None:
-    names = ("device", "from", "to", ">parameters", ">forward", ">backward", ">busy", ">memory", ">receives")
-    shown = table("Stages", *names)
-    for stage, predicted in zip(plan.stages, plan.prediction.stages, strict=True):
+def _show(problem: PartitionProblem, plan: PartitionPlan, peaks_bytes: Sequence[int]) -> None:
+    costs = (">forward", ">backward", ">busy", ">peak memory", ">receives")
+    shown = table("Stages", "device", "from", "to", ">parameters", *costs)
+    for stage, predicted, peak_bytes in zip(plan.stages, plan.prediction.stages, peaks_bytes, strict=True):
         paths = modules(problem.graph, stage)
         crossing = received_bytes(problem, plan, stage)
         shown.add_row(
@@ -76,16 +83,14 @@ def _show(problem: PartitionProblem, plan: PartitionPlan) -> None:
             seconds(predicted.forward_s),
             seconds(predicted.backward_s),
             percent(predicted.busy_s / plan.prediction.step_s),
-            f"{size(predicted.memory_bytes)} of {size(problem.cluster.device(stage.device).memory_bytes)}",
+            f"{size(peak_bytes)} of {size(problem.cluster.device(stage.device).memory_bytes)}",
             _received(crossing),
         )
     out = console()
     out.print(shown)
     out.print("Forward, backward and what is received: per microbatch. Busy: of the whole step.")
-    out.print(
-        f"Predicted step time: {seconds(plan.prediction.step_s)} with {plan.microbatches} microbatches "
-        f"({plan.schedule})"
-    )
+    out.print("Peak memory: parameters, gradients, optimiser state and activations, of what the device has.")
+    out.print(f"Predicted step time: {seconds(plan.prediction.step_s)} with {microbatches(plan)}")
     for reason in plan.rationale:
         out.print(f"- {reason}", markup=False, soft_wrap=True)
 
@@ -94,6 +99,15 @@ def _received(crossing: dict[str, int]) -> str:
     if not crossing:
         return "the batch"
     return f"{len(crossing)} tensor{'s' * (len(crossing) > 1)}, {size(sum(crossing.values()))}"
+
+
+def microbatches(plan: PartitionPlan) -> str:
+    """How many, and in which order they run: ``8 microbatches (eager 1F1B)``."""
+    from forescale.plan.wording import SCHEDULE_NAMES
+
+    if plan.microbatches == 1:
+        return "1 microbatch"
+    return f"{plan.microbatches} microbatches ({SCHEDULE_NAMES[plan.schedule]})"
 
 
 def modules(graph: ModelGraph, stage: Stage) -> list[str]:
@@ -115,12 +129,3 @@ def received_bytes(problem: PartitionProblem, plan: PartitionPlan, stage: Stage)
     read = dict.fromkeys(name for index in stage.operators for name in graph.operators[index].inputs)
     size_bytes = problem.costs[plan.microbatches].tensor_bytes
     return {n: size_bytes[n] for n in read if graph.tensors[n].producer not in own | {None}}
-
-
-def _draw(problem: PartitionProblem, plan: PartitionPlan, path: Path) -> None:
-    from forescale.plan.drawing import draw_svg
-
-    try:
-        path.write_text(draw_svg(problem.graph, plan), encoding="utf-8")
-    except OSError as error:
-        raise InvalidInput(f"cannot write {path}: {error.strerror}") from error

@@ -78,7 +78,7 @@ def profile(file: options.TaskReference, devices: options.Devices = None, json: 
 def _find(measured: MeasuredTask) -> _Findings:
     from forescale.control.planner import Planner
     from forescale.plan.partition import predict
-    from forescale.plan.partition_plan import Schedule, Stage
+    from forescale.plan.partition_plan import PartitionPlan, Schedule, Stage
     from forescale.profile.batches import batch_statistics, find_pad_id
     from forescale.profile.hardware import suggest_hardware
     from forescale.profile.summary import costliest_modules, find_bottleneck
@@ -87,11 +87,17 @@ def _find(measured: MeasuredTask) -> _Findings:
     model, device = costs.profile, costs.cluster.devices[0]
     planner = Planner(costs)
     everything = Stage(device=device.name, operators=tuple(range(len(model.graph.operators))))
-    alone = predict(planner.problem(binding, {}), (everything,), 1, Schedule.ONE_F_ONE_B)
-    needed_bytes = alone.stages[0].memory_bytes
+    schedule = Schedule.ONE_F_ONE_B
+    alone = PartitionPlan(
+        stages=(everything,),
+        microbatches=1,
+        schedule=schedule,
+        prediction=predict(planner.problem(binding, {}), (everything,), 1, schedule),
+    )
+    (needed_bytes,) = costs.peak_bytes(alone, binding)
     plan = planner.best(binding, {})
     return _Findings(
-        totals=_totals(measured, alone),
+        totals=_totals(measured, alone.prediction, needed_bytes),
         modules=costliest_modules(model, binding, device),
         bottleneck=find_bottleneck(model, binding, device, needed_bytes=needed_bytes),
         hardware=suggest_hardware(
@@ -103,15 +109,19 @@ def _find(measured: MeasuredTask) -> _Findings:
         batches=batch_statistics(task.batches, limit=len(measured.bindings), pad_id=find_pad_id(task.model)),
         plan=plan,
         upcoming=tuple(
-            _upcoming(
-                number, binding, planner.prediction(plan, binding, {}), planner.compute_s(plan, binding, {})
+            UpcomingBatch(
+                number=number,
+                binding=binding,
+                step_s=planner.prediction(plan, binding, {}).step_s,
+                compute_s=planner.compute_s(plan, binding, {}),
+                peak_memory_bytes=costs.peak_bytes(plan, binding),
             )
             for number, binding in enumerate(measured.bindings)
         ),
     )
 
 
-def _totals(measured: MeasuredTask, alone: Prediction) -> Totals:
+def _totals(measured: MeasuredTask, alone: Prediction, peak_bytes: int) -> Totals:
     from math import prod
 
     from forescale.graph.size import evaluate, tensor_bytes
@@ -127,19 +137,7 @@ def _totals(measured: MeasuredTask, alone: Prediction) -> Totals:
         forward_bytes=float(work.forward_bytes_O.sum()),
         backward_bytes=float(work.backward_bytes_O.sum()),
         seconds_s=alone.stages[0].forward_s + alone.stages[0].backward_s,
-        peak_memory_bytes=alone.stages[0].memory_bytes,
-    )
-
-
-def _upcoming(
-    number: int, binding: Mapping[str, int], predicted: Prediction, compute_s: tuple[float, ...]
-) -> UpcomingBatch:
-    return UpcomingBatch(
-        number=number,
-        binding=binding,
-        step_s=predicted.step_s,
-        compute_s=compute_s,
-        peak_memory_bytes=tuple(stage.memory_bytes for stage in predicted.stages),
+        peak_memory_bytes=peak_bytes,
     )
 
 
@@ -198,7 +196,7 @@ def _show_modules(found: Sequence[ModuleCost]) -> None:
 
 def _show_batches(found: BatchStatistics) -> None:
     padding = "unknown" if found.padded_fraction is None else percent(found.padded_fraction)
-    shown = table(f"The first {found.batches} batches", "part", "dtype", "smallest", "largest")
+    shown = table(f"Batches that come first: {found.batches}", "part", "dtype", "smallest", "largest")
     for part in found.parts:
         shown.add_row(part.name, part.dtype, _shape(part.smallest), _shape(part.largest))
     console().print(shown)
@@ -215,7 +213,7 @@ def _show_upcoming(findings: _Findings) -> None:
     """Neighbours that are predicted to cost the same share a row."""
     places = [stage.device for stage in findings.plan.stages]
     figures = [f">{figure} on {place}" for place in places for figure in ("compute", "peak memory")]
-    shown = table("Predicted under the plan for them", "batches", ">step", *figures)
+    shown = table("What each is predicted to take under the best plan", "batches", ">step", *figures)
     runs: list[list[UpcomingBatch]] = []
     for batch in findings.upcoming:
         if runs and runs[-1][0].binding == batch.binding:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from forescale.cli import options
-from forescale.cli.console import console, print_json, table
+from forescale.cli.console import console, late_fraction_bar, print_json, table
 from forescale.core.errors import InvalidInput
+from forescale.plan.wording import spell_count
 
 if TYPE_CHECKING:
     from forescale.control.log import Record
     from forescale.control.policy import Policy
     from forescale.control.replay import Difference, ReplayReport
+    from forescale.control.utilisation import UseForecast
     from forescale.engine.messages import Command
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its log.jsonl.")]
@@ -33,19 +36,34 @@ def replay(run: Run, policy: Changes = None, json: options.Json = False) -> None
 
     Exit code 1 when the decisions are not those on record (and no other policy was asked for).
     """
-    from forescale.control.log import decode
-    from forescale.engine.runlog import read_run_log
-
-    path = run / "log.jsonl" if run.is_dir() else run
     changed = policy or []
-    records = (decode(values) for values in read_run_log(path))
-    reports = [_replay(part, changed) for part in _parts(records)]
+    reports = _reports(run / "log.jsonl" if run.is_dir() else run, changed)
     if json:
         print_json(_as_json(reports))
     else:
         _show(reports, changed)
     if not changed and not all(report.identical for report in reports):
         raise typer.Exit(1)
+
+
+def _reports(path: Path, changed: Sequence[str]) -> list[ReplayReport]:
+    """One for the run, and one for each of its resumptions."""
+    from forescale.control.log import decode
+    from forescale.engine.runlog import read_run_log
+
+    with late_fraction_bar("replay:") as progress:
+        records: list[Record] = []
+        for values in read_run_log(path):
+            progress("reading the log", 0.0)
+            records.append(decode(values))
+        decided = count()
+
+        def told(part: Sequence[Record]) -> Iterator[Record]:
+            for record in part:
+                progress("deciding again", next(decided) / len(records))
+                yield record
+
+        return [_replay(part, told(part), changed) for part in _parts(records)]
 
 
 def _parts(records: Iterable[Record]) -> Iterator[list[Record]]:
@@ -61,13 +79,13 @@ def _parts(records: Iterable[Record]) -> Iterator[list[Record]]:
     yield part
 
 
-def _replay(records: Sequence[Record], changed: Sequence[str]) -> ReplayReport:
+def _replay(part: Sequence[Record], records: Iterable[Record], changed: Sequence[str]) -> ReplayReport:
     from forescale.control.costs import ProfiledCosts
     from forescale.control.log import Header
     from forescale.control.planner import Planner
     from forescale.control.replay import replay as decide_again
 
-    header = records[0] if records else None
+    header = part[0] if part else None
     if not isinstance(header, Header):
         raise InvalidInput("not a run log: it does not begin with a header")
     planner = Planner(ProfiledCosts.from_json(header.run))
@@ -111,6 +129,7 @@ def _as_json(reports: Sequence[ReplayReport]) -> dict[str, Any]:
             for report in reports
             for difference in report.differences
         ],
+        "expected_use": {device: asdict(use) for device, use in reports[-1].expected_use.items()},
     }
 
 
@@ -123,25 +142,53 @@ def _show(reports: Sequence[ReplayReport], changed: Sequence[str]) -> None:
             decisions.add_row(str(decision.step), decision.trigger, acted, decision.reason)
     if decisions.row_count:
         out.print(decisions)
+    if expected := reports[-1].expected_use:
+        _show_expected(expected)
     differences = [difference for report in reports for difference in report.differences]
     for difference in differences:
         out.print(_sentence(difference), markup=False, soft_wrap=True)
     events = sum(report.events for report in reports)
     derived = sum(len(report.commands) for report in reports)
     verdict = (
-        "identical to the record" if not differences else f"{len(differences)} differences from the record"
+        f"{spell_count(len(differences), 'difference')} from the record"
+        if differences
+        else "identical to the record"
     )
     by = f" by a policy with {', '.join(changed)}" if changed else ""
-    out.print(
-        f"{events} events, {derived} commands derived again{by}: {verdict}", markup=False, soft_wrap=True
+    again = f"{spell_count(events, 'event')}, {spell_count(derived, 'command')} derived again{by}: {verdict}"
+    out.print(again, markup=False, soft_wrap=True)
+
+
+def _show_expected(expected: Mapping[str, UseForecast]) -> None:
+    from forescale.control.utilisation import spell_quantiles
+
+    shown = table("Expected use", "device", ">busy", ">memory")
+    for device, use in expected.items():
+        memory = spell_quantiles(use.memory_L) if use.memory_L else "not measured"
+        shown.add_row(device, spell_quantiles(use.busy_L), memory)
+    console().print(shown)
+    console().print(
+        "Shares of time and memory that the step after the last will use; up to: in 95 of 100 steps.\n"
     )
 
 
 def _sentence(difference: Difference) -> str:
     recorded, derived = (
-        "; ".join(command.reason for command in commands) or "nothing"
+        "; ".join(map(_command, commands)) or "nothing"
         for commands in (difference.recorded, difference.derived)
     )
     return (
         f"before step {difference.step} (event {difference.event}): recorded: {recorded}; derived: {derived}"
     )
+
+
+def _command(command: Command) -> str:
+    """What was decided, not only why: two commands for the same reason may differ."""
+    from forescale.engine.messages import Stop
+
+    if isinstance(command, Stop):
+        return f"stop ({command.reason})"
+    plan = command.plan
+    stages = ", ".join(f"{len(stage.operators)} on {stage.device}" for stage in plan.stages)
+    when = "as soon as possible" if command.before_step is None else f"before step {command.before_step}"
+    return f"{when} operators {stages}, microbatches: {plan.microbatches} ({command.reason})"

@@ -10,18 +10,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from forescale.cli.comparison import Phase, final_loss, saved_s, tokens_per_s, total_s
-from forescale.cli.units import seconds, si, size
+from forescale.cli.output import write_text
+from forescale.cli.units import moved, seconds, si, size
 from forescale.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from forescale.control.report import TrainingReport
     from forescale.engine.messages import Repartitioned
-    from forescale.plan.partition_plan import PartitionPlan
 
 Runs = Mapping[str, "TrainingReport"]
 Plot = Callable[[Runs, Sequence[Phase]], str]
 
 NO_PLOTS = "The plots need matplotlib: pip install 'forescale[report]'."
+
+
+def plots_can_be_drawn() -> bool:
+    """Whether the extra ``report`` is installed."""
+    return find_spec("matplotlib") is not None
 
 
 def write_report(
@@ -35,7 +40,7 @@ def write_report(
         phases: stretches of the runs to be told apart.
 
     Raises:
-        InvalidInput: a run has no steps.
+        InvalidInput: a run has no steps, or the file cannot be written.
     """
     if not all(run.steps for run in runs.values()):
         raise InvalidInput("there is nothing to report: the run has no steps")
@@ -53,7 +58,7 @@ def write_report(
         f"<title>{escape(title)}</title><style>\n{style}</style></head>\n"
         f"<body><main><h1>{escape(title)}</h1>\n{''.join(sections)}</main></body></html>\n"
     )
-    path.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def unchanging(runs: Runs) -> TrainingReport | None:
@@ -120,7 +125,7 @@ def _summary(runs: Runs, phases: Sequence[Phase]) -> str:
 
 
 def _plots(runs: Runs, phases: Sequence[Phase]) -> list[str]:
-    if find_spec("matplotlib") is None:
+    if not plots_can_be_drawn():
         return [_section("Plots", _paragraph(NO_PLOTS))]
     from forescale.cli.run_plots import plot_loads, plot_losses, plot_step_times
 
@@ -142,7 +147,7 @@ def _plots(runs: Runs, phases: Sequence[Phase]) -> list[str]:
 
 
 def _repartitions(runs: Runs) -> str:
-    columns = ["run", ">no.", ">before step", ">pause", ">moved", ">operators per stage"]
+    columns = ["run", ">no.", ">before step", ">pause", ">moved", "changed"]
     baseline = unchanging(runs)
     rows: list[list[str]] = []
     reasons: list[str] = []
@@ -162,16 +167,14 @@ def _repartitions(runs: Runs) -> str:
 
 
 def _repartition_cells(change: Repartitioned) -> list[str]:
+    from forescale.control.choice import changes
+
     return [
         str(change.step),
         seconds(change.pause_s),
-        size(change.moved_bytes),
-        f"{_operators(change.before)} → {_operators(change.after)}",
+        moved(change.moved_bytes),
+        changes(change.before, change.after),
     ]
-
-
-def _operators(plan: PartitionPlan) -> str:
-    return " + ".join(str(len(stage.operators)) for stage in plan.stages)
 
 
 def _plans(runs: Runs) -> list[str]:

@@ -39,7 +39,7 @@ def load_task(reference: str) -> TrainingTask:
     if callable(found):
         try:
             found = found()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise TaskFailed(_place_and_error(error, path)) from error
     if isinstance(found, TrainingTask):
         return found
@@ -52,8 +52,7 @@ def load_task(reference: str) -> TrainingTask:
 
 def _split(reference: str) -> tuple[Path, str]:
     path, colon, name = reference.rpartition(":")
-    if not colon:
-        path, name = reference, DEFAULT_NAME
+    path, name = (path, name or DEFAULT_NAME) if colon else (reference, DEFAULT_NAME)
     if not Path(path).is_file():
         raise InvalidInput(f"there is no file {path}")
     if Path(path).suffix != ".py":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +13,10 @@ import typer
 
 from forescale.cli import options
 from forescale.cli.console import console, print_json, table
+from forescale.cli.output import check_writable
 from forescale.cli.task_file import load_task
-from forescale.cli.units import percent, seconds, si, size
+from forescale.cli.units import moved, percent, seconds, si
+from forescale.core.errors import InvalidInput, RunFailed
 
 if TYPE_CHECKING:
     from forescale.control.report import TrainingReport
@@ -29,10 +32,17 @@ CheckpointEvery = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="Steps between checkpoints. Default: one at the end."),
 ]
+ReportPath = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="OUT.html",
+        help="Write a page with plots of this run, also if it is interrupted.",
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in DIR.")]
 
 
-def train(  # noqa: PLR0917 - typer takes the options from the signature
+def train(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
     file: options.TaskReference,
     steps: Steps,
     devices: options.Devices = None,
@@ -40,6 +50,7 @@ def train(  # noqa: PLR0917 - typer takes the options from the signature
     checkpoint_every: CheckpointEvery = None,
     resume: Resume = False,
     directory: options.RunFolder = None,
+    report: ReportPath = None,
     json: options.Json = False,
 ) -> None:
     """Trains a model over several devices and moves parts of it between them when that pays.
@@ -48,6 +59,8 @@ def train(  # noqa: PLR0917 - typer takes the options from the signature
     """
     if resume and directory is None:
         raise typer.BadParameter("--resume needs --dir DIR, the folder of the run to go on with")
+    if report is not None:
+        _check_report(report, directory)
     from forescale.cli.training_view import TrainingView
 
     with redirect_stdout(sys.stderr), TrainingView(steps) as view:  # what the task prints is no result
@@ -55,21 +68,43 @@ def train(  # noqa: PLR0917 - typer takes the options from the signature
         task = load_task(file)
         import forescale
 
-        report = forescale.train(
-            task,
-            steps=steps,
-            devices=devices,
-            adapt=adapt,
-            directory=directory,
-            checkpoint_every=checkpoint_every or steps,
-            resume=resume,
-            on_event=view.show,
-            on_progress=view.prepare,
-        )
+        try:
+            done = forescale.train(
+                task,
+                steps=steps,
+                devices=devices,
+                adapt=adapt,
+                directory=directory,
+                checkpoint_every=checkpoint_every or steps,
+                resume=resume,
+                on_event=view.show,
+                on_progress=view.prepare,
+            )
+        except RunFailed as failed:
+            if report is not None and failed.report is not None:
+                _write_report(report, failed.report, file)
+            raise
     if json:
-        print_json(report_as_json(report))
+        print_json(report_as_json(done))
     else:
-        _summarise(report)
+        _summarise(done)
+    if report is not None and done.steps:
+        _write_report(report, done, file)
+
+
+def _check_report(path: Path, directory: Path | None) -> None:
+    from forescale.cli.run_report import NO_PLOTS, plots_can_be_drawn
+
+    if not plots_can_be_drawn():
+        raise InvalidInput(f"--report: {NO_PLOTS[0].lower()}{NO_PLOTS[1:]}")
+    check_writable(path, made=directory)
+
+
+def _write_report(path: Path, report: TrainingReport, file: str) -> None:
+    from forescale.cli.run_report import write_report
+
+    write_report(path, {"run": report}, title=f"Training of {file}")
+    console(stderr=True).print(f"report: {path}", markup=False, soft_wrap=True)
 
 
 def report_as_json(report: TrainingReport) -> dict[str, Any]:
@@ -106,6 +141,6 @@ def _summarise(report: TrainingReport) -> None:
         changes = table("Repartitions", ">step", ">pause", ">moved", "reason")
         for change in report.repartitions:
             changes.add_row(
-                str(change.step), seconds(change.pause_s), size(change.moved_bytes), change.reason
+                str(change.step), seconds(change.pause_s), moved(change.moved_bytes), change.reason
             )
         out.print(changes)

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from forescale.cli.console import console
-from forescale.cli.units import percent, seconds, si, size
+from forescale.cli.units import moved, percent, seconds, si
 from forescale.engine.messages import CheckpointWritten, Event, Repartitioned, RunStarted, StepFinished
 
 _RECENT_STEPS = 10  # figures that jump with every step are means over so many
@@ -66,7 +66,7 @@ class TrainingView:
                 self._show_step(event)
             case Repartitioned():
                 self._recent.clear()
-                cost = f"{seconds(event.pause_s)} pause, {size(event.moved_bytes)} moved"
+                cost = f"{seconds(event.pause_s)} pause, {moved(event.moved_bytes)} moved"
                 self._print(f"step {event.step}: repartitioned ({cost}): {event.reason}")
             case CheckpointWritten():
                 self._print(f"step {event.step}: checkpoint {event.path}")

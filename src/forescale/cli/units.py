@@ -25,5 +25,10 @@ def size(value_bytes: float) -> str:
     return si(value_bytes, "B")
 
 
+def moved(value_bytes: float) -> str:
+    """A size for a text or column that says it was moved."""
+    return size(value_bytes) if value_bytes else "nothing"
+
+
 def percent(fraction: float) -> str:
     return f"{100 * fraction:.0f}%"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from forescale.control.choice import alike, asked_gain, fits, moved, shape, weigh
+from forescale.control.choice import alike, asked_gain, changes, fits, moved, shape, weigh
 from forescale.control.state import ControlConfig, ControlState, Decision, Trigger
 from forescale.control.utilisation import with_expected_use
 from forescale.core.errors import InfeasiblePlan
 from forescale.engine.messages import Binding, Command, Repartition, Stop
 from forescale.plan.partition_plan import PartitionPlan
+from forescale.plan.wording import spell_bytes
 
 _MAX_REVIEWS = 2  # doublings of the time between looks at a mixture that find nothing
 
@@ -38,8 +39,8 @@ def _react_to_memory(state: ControlState, config: ControlConfig) -> Reaction:
     worst = max(short, key=lambda step: max(short[step].values()))
     device, size_bytes = max(short[worst].items(), key=lambda item: item[1])
     need = (
-        f"the batch of step {worst} ({shape(state.ahead[worst])}) would exceed the memory of {device} "
-        f"by {size_bytes / 1e6:.1f} MB under this plan"
+        f"the batch of step {worst}, {shape(state.ahead[worst], config.planner)}, would exceed the memory of "
+        f"{device} by {spell_bytes(size_bytes)}"
     )
     try:
         plan = _holding(state, sorted(short, key=lambda step: -max(short[step].values())), first, config)
@@ -47,14 +48,9 @@ def _react_to_memory(state: ControlState, config: ControlConfig) -> Reaction:
         return _decided(state, Stop(reason=f"{need}: {error}"), Trigger.MEMORY)
     if plan is None:
         return state, ()
-    stages = "/".join(str(len(stage.operators)) for stage in plan.stages)
-    recomputed = sum(stage.recompute for stage in plan.stages)
-    change = (
-        f"from step {first} on, stages of {stages} operators with {plan.microbatches} microbatches"
-        + (f", {recomputed} of them recomputed," if recomputed else "")
-        + " hold it"
-    )
-    command = Repartition(plan=plan, reason=f"{need}: {change}", before_step=first)
+    change = changes(_plan_for(state, first), plan)
+    reason = f"{need}; from step {first} on: {change}"
+    command = Repartition(plan=plan, reason=reason, before_step=first)
     return _decided(state, command, Trigger.MEMORY)
 
 
@@ -110,7 +106,8 @@ def _for_run(
         return state, ()
     if first == state.next_step:
         state = replace(state, moved_steps=moved(state, policy))
-    reason = f"batches of {shape(bindings[0])} from step {first} on: {choice.sentence(expected)}"
+    batches = shape(bindings[0], config.planner)
+    reason = f"batches of {batches} from step {first} on: {choice.sentence(expected)}"
     return _decided(state, Repartition(plan=choice.plan, reason=reason, before_step=first), Trigger.LOAD)
 
 

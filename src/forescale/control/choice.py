@@ -11,7 +11,9 @@ from forescale.control.policy import Policy
 from forescale.control.state import ControlConfig, ControlState
 from forescale.core.errors import InfeasiblePlan
 from forescale.engine.messages import Binding
+from forescale.graph.size import evaluate
 from forescale.plan.partition_plan import PartitionPlan
+from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_time
 
 _CLASS_RATIO = 1.15
 """Batches whose step times differ by less than this are one class, with one candidate plan."""
@@ -25,10 +27,12 @@ class Choice:
     """A candidate plan against the one in force.
 
     Attributes:
-        now_s, then_s: mean predicted step time under the plan in force and under the candidate.
+        before, plan: the plan in force and the candidate.
+        now_s, then_s: mean predicted step time under them.
         move_s, moved_bytes: predicted cost of changing over.
     """
 
+    before: PartitionPlan
     plan: PartitionPlan
     now_s: float
     then_s: float
@@ -45,11 +49,13 @@ class Choice:
         enough = self.gain_s >= min_gain * self.now_s
         return enough and self.gain_s * steps > (1.0 + move_margin) * self.move_s
 
-    def sentence(self, steps: float) -> str:
+    def sentence(self, steps: int) -> str:
+        """What changes, what that saves over so many steps, and what it costs."""
+        moves = spell_bytes(self.moved_bytes) if self.moved_bytes else "nothing"
         return (
-            f"a step takes {milliseconds(self.now_s)} under this plan and {milliseconds(self.then_s)} under "
-            f"the best other; over {steps:.0f} steps that saves {self.gain_s * steps:.2f} s, and moving "
-            f"{self.moved_bytes / 1e6:.1f} MB costs {self.move_s:.2f} s"
+            f"{changes(self.before, self.plan)}: steps of {spell_time(self.then_s)} instead of "
+            f"{spell_time(self.now_s)}, which saves {spell_time(self.gain_s * steps)} over "
+            f"{spell_count(steps, 'step')}; it moves {moves} and costs {spell_time(self.move_s)}"
         )
 
 
@@ -78,6 +84,7 @@ def weigh(
         return state, None
     overhead_s = config.policy.move_fixed_s if state.move_overhead_s is None else state.move_overhead_s
     return state, Choice(
+        before=before,
         plan=plan,
         now_s=now_s,
         then_s=then_s,
@@ -117,12 +124,46 @@ def fits(plan: PartitionPlan, bindings: Sequence[Binding], planner: Planner) -> 
     return not any(planner.short_bytes(plan, binding) for binding in bindings)
 
 
-def milliseconds(time_s: float) -> str:
-    return f"{time_s * 1e3:.3g} ms" if time_s < 1.0 else f"{time_s:.2f} s"
+def changes(before: PartitionPlan, after: PartitionPlan) -> str:
+    """What differs between two plans, as people name it: ``operators 85 + 90 → 80 + 95``."""
+    places = [[stage.device for stage in plan.stages] for plan in (before, after)]
+    found = [
+        _change("operators", *(_operators(plan, named=places[0] != places[1]) for plan in (before, after))),
+        _change("microbatches", str(before.microbatches), str(after.microbatches)),
+        _change("recomputing", *(_recomputing(plan) for plan in (before, after))),
+    ]
+    if min(before.microbatches, after.microbatches) > 1:  # the order of a single one is no choice
+        found.append(_change("schedule", SCHEDULE_NAMES[before.schedule], SCHEDULE_NAMES[after.schedule]))
+    same = [stage.operators for stage in before.stages] == [stage.operators for stage in after.stages]
+    said = ", ".join(change for change in found if change)
+    return said or ("no change" if same else "other operators, as many")
 
 
-def shape(binding: Binding) -> str:
-    return ", ".join(f"{name}={value}" for name, value in binding.items()) or "fixed shape"
+def shape(binding: Binding, planner: Planner) -> str:
+    """The shapes of a batch's parts that may change from one to the next: ``8 × 256 (characters)``."""
+    graph = planner.problem(binding, {}).graph
+    named: dict[str, list[str]] = {}
+    for name in graph.inputs:
+        sizes = graph.tensors[name].shape
+        if any(isinstance(size, str) for size in sizes):
+            spelt = " × ".join(str(evaluate(size, binding)) for size in sizes)
+            named.setdefault(spelt, []).append(name)
+    return ", ".join(f"{spelt} ({', '.join(names)})" for spelt, names in named.items()) or "fixed shape"
+
+
+def _change(what: str, before: str, after: str) -> str:
+    return f"{what} {before} → {after}" if before != after else ""
+
+
+def _operators(plan: PartitionPlan, *, named: bool) -> str:
+    return " + ".join(
+        f"{stage.device} {len(stage.operators)}" if named else str(len(stage.operators))
+        for stage in plan.stages
+    )
+
+
+def _recomputing(plan: PartitionPlan) -> str:
+    return ", ".join(stage.device for stage in plan.stages if stage.recompute) or "nothing"
 
 
 def _spread(bindings: Sequence[Binding], plan: PartitionPlan, planner: Planner) -> Sequence[Binding]:

@@ -20,6 +20,7 @@ from forescale.control.utilisation import with_expected_use
 from forescale.engine.messages import Binding, Command, Repartition, StepFinished
 from forescale.forecast.forecaster import Forecaster
 from forescale.forecast.level import LevelForecaster
+from forescale.plan.wording import spell_count
 
 _RECENT = 16  # log ratios kept for the estimate after a shift
 _SUBMITTED = 2  # steps that may be under way already when one has finished
@@ -75,7 +76,7 @@ def _revisit(state: ControlState, config: ControlConfig) -> tuple[ControlState, 
         return state, ()
     reason = "; ".join(
         f"{name} took {exp(w.reference):.2f} times its profiled time when it last ran, "
-        f"{w.idle_steps} steps ago, and is tried again"
+        f"{spell_count(w.idle_steps, 'step')} ago, and is tried again"
         for name, w in idle.items()
     )
     fresh = {
@@ -151,7 +152,7 @@ def _finding(name: str, known: DeviceWatch, estimate: float) -> str:
     low, high = exp(-known.band_below) - 1, exp(known.band_above) - 1
     return (
         f"{name} computes {exp(estimate - known.reference):.2f} times as long as planned for, "
-        f"over {steps} steps (ordinary are {low:+.0%} to {high:+.0%})"
+        f"over {spell_count(steps, 'step')} (ordinary: {low:+.0%} to {high:+.0%})"
     )
 
 
@@ -200,8 +201,9 @@ def _decided(
     acted = choice is not None and choice.worthwhile(steps, min_gain, policy.move_margin)
     found = choice.sentence(steps) if choice else "the plan in force is still the best that fits"
     if choice is not None and not acted:
-        found += f", which is not worth it (asked: {min_gain:.0%} and {policy.move_margin:.0%} over the cost)"
-    reason = with_expected_use(f"{reason}: {found}", state)
+        asked = f"{min_gain:.0%} of a step, {policy.move_margin:.0%} over the cost"
+        found = f"not worth it (asked: {asked}) would be {found}"
+    reason = with_expected_use(f"{reason}; {found}", state)
     decision = Decision(step=state.next_step, trigger=Trigger.DEVIATION, acted=acted, reason=reason)
     if not acted or choice is None:
         return replace(state, decision=decision, stays=min(state.stays + 1, _MAX_STAYS)), ()

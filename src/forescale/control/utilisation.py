@@ -48,11 +48,17 @@ def with_expected_use(reason: str, state: ControlState) -> str:
     if not forecasts:
         return reason
     uses = (
-        f"{device} is expected to be busy {_percent(use.busy_L)}"
-        + (f" with {_percent(use.memory_L)} of its memory" if use.memory_L else "")
+        f"{device} {spell_quantiles(use.busy_L)}"
+        + (f" and {spell_quantiles(use.memory_L)} of its memory" if use.memory_L else "")
         for device, use in forecasts.items()
     )
-    return f"{reason}; as it is, {', '.join(uses)}"
+    return f"{reason}. Expected busy without a change: {', '.join(uses)}."
+
+
+def spell_quantiles(quantiles_L: tuple[float, ...]) -> str:
+    """``66% (up to 78%)``: the median, and what it stays below in 95 of 100 steps."""
+    middle, high = (f"{quantile:.0%}" for quantile in quantiles_L)
+    return middle if middle == high else f"{middle} (up to {high})"
 
 
 def observe(state: ControlState, event: StepFinished, cluster: Cluster) -> ControlState:
@@ -84,8 +90,3 @@ def _updated(state: ForecasterState | None, value: float) -> ForecasterState:
 def _quantiles_L(state: ForecasterState | None) -> tuple[float, ...]:
     # Errors are added to a level: near 0 or 1 the sum may leave what a fraction can be.
     return tuple(min(1.0, max(0.0, float(quantile))) for quantile in _forecaster(state).predict()[0])
-
-
-def _percent(quantiles_L: tuple[float, ...]) -> str:
-    middle, high = quantiles_L
-    return f"{middle:.0%} (95%: {high:.0%})"

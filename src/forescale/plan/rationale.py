@@ -50,11 +50,12 @@ def _cuts(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
         link = problem.cluster.link(stage.device, following.device)
         seconds = len(names) * link.latency_s + size_bytes / link.bandwidth_bytes_per_s
         how = "which both devices spend on it" if link.occupies_device else "beside the computation"
+        leaves = "leaves" if len(names) == 1 else "leave"
         count, size = spell_count(len(names), "tensor"), spell_bytes(size_bytes)
         sentences.append(
             f"Stage {index} ends in {_place(last.module_path)} ({last.name}), stage {index + 1} begins in "
             f"{_place(first.module_path)} ({first.name}). Per microbatch {count} of {size} "
-            f"leave stage {index}, about {spell_time(seconds)} {how}, and their gradients come back."
+            f"{leaves} stage {index}, about {spell_time(seconds)} {how}, and their gradients come back."
         )
     return sentences
 

@@ -15,8 +15,8 @@ def spell_time(seconds: float) -> str:
 
 
 def spell_bytes(count: float) -> str:
-    """Three digits, in B, KB, MB or GB (powers of 1000)."""
-    for unit in ("B", "KB", "MB"):
+    """Three digits, in B, kB, MB or GB (powers of 1000)."""
+    for unit in ("B", "kB", "MB"):
         if count < 999.5:
             return f"{count:.3g} {unit}"
         count /= 1000

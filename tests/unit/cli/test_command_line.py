@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,10 @@ def test_no_command_shows_the_help() -> None:
         (["devices", "--devices", "0"], "at least 1"),
         (["plan", "missing.py"], "there is no file missing.py"),
         (["replay", "missing"], "missing"),
+        (["plan", "task.py", "--svg", "none/plan.svg"], "there is no folder none"),
+        (["train", "task.py", "--steps", "3", "--report", "none/report.html"], "there is no folder none"),
+        (["train", "task.py", "--steps", "3", "--report", "."], "it is a folder"),
+        (["demo", "--steps", "3"], "nothing to see"),
     ],
 )
 def test_wrong_command_line(
@@ -72,6 +77,19 @@ def test_wrong_command_line(
     assert result.exit_code == 2
     assert line.startswith("error: ")
     assert said in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_without_matplotlib_names_the_extra_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    ran = tmp_path / "ran"
+    task = tmp_path / "task.py"
+    task.write_text(f"open({str(ran)!r}, 'w').close()\n", encoding="utf-8")
+    result = run("train", task, "--steps", "3", "--report", tmp_path / "report.html")
+    assert "pip install 'forescale[report]'" in fails_in_one_line(result)
+    assert not ran.exists()
 
 
 def failing(error: BaseException) -> Result:

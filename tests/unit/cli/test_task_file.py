@@ -75,6 +75,7 @@ def test_a_file_may_be_named_like_a_library(path: Path) -> None:
         ("import json\njson.loads('?')", "some_task.py:2: JSONDecodeError: "),
         ("raise SystemExit('no')", "some_task.py:1: SystemExit: no"),
         ("def task():\n    raise KeyError('a')", "some_task.py:2: KeyError: 'a'"),
+        ("def task():\n    raise SystemExit('no')", "some_task.py:2: SystemExit: no"),
     ],
 )
 def test_a_file_that_fails_is_named_with_the_line(path: Path, text: str, message: str) -> None:
@@ -98,6 +99,12 @@ def test_a_file_without_tasks(path: Path) -> None:
         load_task("some_task.py")
     with pytest.raises(InvalidInput, match=r"x in some_task.py is not a forescale.TrainingTask, but int"):
         load_task("some_task.py:x")
+
+
+@pytest.mark.parametrize("reference", ["some_task.py", "some_task.py:", "some_task.py:task"])
+def test_the_name_is_task_if_none_is_given(path: Path, reference: str) -> None:
+    path.write_text(TASK + "task = make()")
+    assert load_task(reference) is sys.modules["task_file_some_task"].task
 
 
 @pytest.mark.parametrize("reference", ["missing.py", "missing.py:task", ".", ""])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forescale.cli.units import seconds, si, size
+from forescale.cli.units import moved, seconds, si, size
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,8 @@ def test_small_values() -> None:
         "0.00 ns",
     ]
     assert si(-1500, "FLOP") == "-1.50 kFLOP"
+
+
+def test_nothing_was_moved() -> None:
+    assert moved(0) == "nothing"
+    assert moved(598_000) == "598 kB"

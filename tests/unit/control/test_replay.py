@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from chain_model import ChainCosts
@@ -54,3 +56,22 @@ def test_records_without_a_header_are_refused(run, planner) -> None:
     assert isinstance(run.records[0], Header)
     with pytest.raises(InvalidInput, match="header"):
         replay(run.records[1:], planner)
+
+
+def test_other_words_for_the_same_decision_are_no_difference(run, planner) -> None:
+    reworded = [
+        replace(r, reason="x", plan=replace(r.plan, rationale=("y",))) if isinstance(r, Repartition) else r
+        for r in run.records
+    ]
+    assert reworded != run.records
+    assert replay(reworded, planner).identical
+
+
+@pytest.mark.parametrize("change", ["plan", "step"])
+def test_another_decision_in_the_same_words_is_found(run, planner, change: str) -> None:
+    at, command = next((i, r) for i, r in enumerate(run.records) if isinstance(r, Repartition))
+    plan = replace(command.plan, microbatches=command.plan.microbatches + 1)
+    forged = replace(command, plan=plan) if change == "plan" else replace(command, before_step=50)
+    (difference,) = replay([*run.records[:at], forged, *run.records[at + 1 :]], planner).differences
+    assert difference.recorded == (forged,)
+    assert difference.derived == (command,)

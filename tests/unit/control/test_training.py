@@ -182,5 +182,5 @@ def test_prediction_follows_the_estimated_speeds(config, plan) -> None:
 def test_every_decision_says_how_much_and_why() -> None:
     run = train(100, speeds=lambda number: {"cpu1": 0.4} if number >= 40 else {})
     (decision, *_) = run.decisions
-    for part in ("cpu1 computes 2.5", "times as long", "ms", "saves", "MB costs"):
+    for part in ("cpu1 computes 2.5", "times as long", "operators", "ms", "saves", "MB and costs"):
         assert part in decision.reason

@@ -29,7 +29,7 @@ def texts(picture: ET.Element) -> list[str]:
 def test_a_plan_shows_devices_modules_traffic_and_the_predicted_step() -> None:
     graph = chain(4, elements=1000)
     shown = texts(drawn(graph, (0, 1), (2, 3)))
-    assert {"cpu0", "cpu1", "layers.0", "layers.3", "1 tensor", "4 KB"} <= set(shown)
+    assert {"cpu0", "cpu1", "layers.0", "layers.3", "1 tensor", "4 kB"} <= set(shown)
     assert any(text.startswith("Predicted step: ") for text in shown)
     assert sum(text.endswith("busy") for text in shown) == 2
 
