@@ -42,7 +42,7 @@ Steps = Annotated[
     int | None, typer.Option(metavar="N", help="Steps of each run. Default: what two minutes allow.")
 ]
 
-_TRAINING_BUDGET_S = 130.0
+_TRAINING_BUDGET_S = 120.0
 """For both runs, their preparation included."""
 _LEAST_TRAINING_S = 60.0
 _SHOWN_MODULES = 6

@@ -33,7 +33,7 @@ class Course:
 
     @classmethod
     def of(cls, steps: int) -> Course:
-        return cls(steps=steps, slow_from=steps * 3 // 10, long_from=steps * 65 // 100)
+        return cls(steps=steps, slow_from=steps // 4, long_from=steps * 68 // 100)
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -50,8 +50,8 @@ class Course:
         Args:
             step_s, long_step_s: a step before and after the sequences grow, while nothing competes.
         """
-        # A device at half its speed: the whole is slower by 1.4 when the model moves, by 2 when it stays.
-        slowed = 1.4 + 2.0
+        # A device at half its speed or less: the whole is slower by 1.4 when the model moves, by 2.4 if not.
+        slowed = 1.4 + 2.4
         course = cls.of(1000)
         mean_s = sum(
             factor * duration_s * (phase.end_step - phase.first_step) / course.steps
