@@ -71,9 +71,10 @@ def prepare(
     captured, describe = capture_task(task, looked_at[0])
     if checkpoint is not None:
         checkpoint.check(captured.graph)
-    if (most := len(captured.graph.operators)) < len(cluster.devices):
+    count, most = len(cluster.devices), len(captured.graph.operators)
+    if count > most:
         raise InvalidInput(
-            f"{len(cluster.devices)} devices are more than the {most} operators of the model; ask for at most {most}"
+            f"{count} devices are more than the model's {most} operators; ask for at most {most}"
         )
     if not any(parameter.trainable for parameter in captured.graph.parameters.values()):
         raise TaskFailed("the model has no parameter to train: none that its output depends on requires grad")
