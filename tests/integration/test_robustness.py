@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,12 +19,9 @@ from forescale.control.interrupts import Interrupts
 from forescale.core.errors import CheckpointMismatch, InvalidInput, RunFailed, TaskFailed
 from forescale.engine.messages import Event, StepFinished
 from forescale.engine.runlog import RunLog
+from integration.training_tasks import squared_loss
 
 WIDTH, ROWS, GOOD = 16, 8, 12
-
-
-def loss(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return nn.functional.mse_loss(output, batch[1])
 
 
 class Batches:
@@ -41,7 +40,7 @@ def task(**changes: Any) -> fs.TrainingTask:
     torch.manual_seed(0)
     settings: dict[str, Any] = {
         "model": nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH)),
-        "loss": loss,
+        "loss": squared_loss,
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
         "batches": Batches(lambda x: x),
     }
@@ -66,6 +65,16 @@ def test_a_batch_that_cannot_be_used_loses_no_step(
     with pytest.raises(RunFailed, match=said) as failed:
         fs.train(task(batches=Batches(change)), steps=100, devices=1, directory=tmp_path)
     assert failed.value.checkpoint == str(tmp_path / "checkpoints" / f"step-{GOOD:08d}")
+
+
+def test_a_task_that_the_workers_cannot_load_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = ModuleType("only_here")
+    exec("def loss(output, batch):\n    return output.sum()", vars(module))
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    with pytest.raises(RunFailed, match="No module named 'only_here'"):
+        fs.train(task(loss=vars(module)["loss"]), steps=1, devices=1, directory=tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -77,6 +77,10 @@ def token_loss(output: Any, batch: Any) -> Tensor:
     return functional.cross_entropy(output.flatten(0, 1), batch[1].flatten())
 
 
+def squared_loss(output: Any, batch: Any) -> Tensor:
+    return functional.mse_loss(output, batch[1])
+
+
 def class_loss(output: Any, batch: Any) -> Tensor:
     return functional.cross_entropy(output, batch[1])
 

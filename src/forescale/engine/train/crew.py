@@ -123,7 +123,7 @@ class Crew:
         try:
             self._channel.send(name, header, frames)
         except PeerGone as error:
-            self._raise_failed(name, str(error))
+            self._raise_failed(name, str(error), reported=False)
 
     def broadcast(self, header: Mapping[str, Any], frames: Sequence[Any] = ()) -> None:
         for name in self.names:
@@ -174,14 +174,19 @@ class Crew:
         """The checkpoint to name in an error."""
         return str(self.checkpoint) if self.checkpoint else None
 
-    def _raise_failed(self, device: str, error: str) -> NoReturn:
-        """A worker that failed because its peer died is not the one to name."""
+    def _raise_failed(self, device: str, error: str, *, reported: bool = True) -> NoReturn:
+        """A worker that failed because its peer died is not the one to name.
+
+        Args:
+            reported: by the worker itself; if not, what it may have said before it went is the cause.
+        """
         deadline_s = time.monotonic() + _EXIT_NEWS_S
         while (left_s := deadline_s - time.monotonic()) > 0:
             self._channel.poll(left_s, self._backend)
             for ended in self._backend.exits():
                 if ended.signal is not None:
                     raise WorkerLost(device=ended.handle.device, cause=ended.cause, checkpoint=self.kept())
-            while self._channel.receive(0.0) is not None:
-                continue
+            while (message := self._channel.receive(0.0)) is not None:
+                if not reported and message.header["type"] == "failed":
+                    device, error, reported = message.sender, message.header["error"], True
         raise RunFailed(f"{device}: {error}", checkpoint=self.kept())
