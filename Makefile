@@ -9,7 +9,7 @@ help:
 	@echo "make demo   train a model over two devices, slow one down, watch the plan change"
 	@echo "make test   check, then run the tests"
 	@echo "make check  formatting, lint, types, import contracts"
-	@echo "make bench  run every benchmark; results go to benchmarks/results/"
+	@echo "make bench  run every benchmark; results go to benchmarks/results/ (DATA=folder: graphs to place)"
 	@echo "make docs   run every code block of the documentation"
 	@echo "make clean  remove .venv, caches and demo output"
 
@@ -26,7 +26,10 @@ check: $(READY)
 	@$(BIN)/lint-imports --no-logo
 
 bench: $(READY)
-	@set -e; for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@set -e; for script in benchmarks/bench_*.py; do \
+		case "$$script" in *placement.py) data="$(DATA)"; [ -n "$$data" ] || continue;; *) data=;; esac; \
+		echo "== $$script"; $(BIN)/python "$$script" $${data:+"$$data"}; \
+	done
 
 docs: $(READY)
 	@$(BIN)/pytest tests/integration/test_docs.py

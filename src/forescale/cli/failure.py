@@ -10,17 +10,19 @@ from typing import Any, NoReturn
 from typer import TyperException
 from typer.core import TyperGroup
 
-from forescale.core.errors import ForescaleError
+from forescale.core.errors import ForescaleError, InfeasiblePlan
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
 UNEXPECTED = 1
+INFEASIBLE = 3
 
 
 class OneLineErrors(TyperGroup):
     """Commands whose errors are one line on standard error.
 
-    Exit codes: 2 for everything Forescale raises on purpose and for a wrong command line, 130 for Ctrl-C,
+    Exit codes: 2 for everything Forescale raises on purpose and for a wrong command line, but 3 if nothing
+    fits the devices' memory, 130 for Ctrl-C,
     1 for a fault that nobody expected, whose traceback goes to a file.
     """
 
@@ -32,6 +34,9 @@ class OneLineErrors(TyperGroup):
             if message := error.format_message():  # without any argument, typer has shown the help already
                 _say(message + _help_hint(error))
             sys.exit(error.exit_code)
+        except InfeasiblePlan as error:
+            _say(str(error))
+            sys.exit(INFEASIBLE)
         except ForescaleError as error:
             _say(str(error))
             sys.exit(INTERRUPTED if isinstance(error.__cause__, KeyboardInterrupt) else WRONG_INPUT)

@@ -46,7 +46,9 @@ app.command(epilog=examples("forescale profile train_me.py", "forescale profile 
 )
 app.command(
     epilog=examples(
-        "forescale plan train_me.py --devices 2", "forescale plan train_me.py --devices 2 --svg plan.svg"
+        "forescale plan train_me.py --devices 2",
+        "forescale plan train_me.py --devices 2 --svg plan.svg",
+        "forescale plan op_bert3_inference.json --free --json",
     )
 )(plan)
 app.command(

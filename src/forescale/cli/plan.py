@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forescale.cli import options
+from forescale.cli import options, placement
 from forescale.cli.console import console, print_json, table
 from forescale.cli.measurement import measure_task
 from forescale.cli.output import check_writable, write_text
 from forescale.cli.units import percent, seconds, size
+from forescale.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from forescale.graph.model import ModelGraph
@@ -23,10 +24,37 @@ if TYPE_CHECKING:
 Svg = Annotated[Path | None, typer.Option(metavar="OUT.svg", help="Also draw the plan to this file.")]
 
 
+Reference = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE.py[:TASK]|GRAPH.json",
+        help="Python file and the name of a forescale.TrainingTask in it, or a cost graph in the format of "
+        "Tarnawski et al., NeurIPS 2020.",
+    ),
+]
+Contiguous = Annotated[
+    bool,
+    typer.Option(
+        "--contiguous/--free", help="Of a graph: whether each device holds an interval, or any nodes."
+    ),
+]
+
+
 def plan(
-    file: options.TaskReference, devices: options.Devices = None, svg: Svg = None, json: options.Json = False
+    file: Reference,
+    devices: options.Devices = None,
+    contiguous: Contiguous = True,
+    svg: Svg = None,
+    json: options.Json = False,
 ) -> None:
     """Who would run what: the stages, their predicted time and memory, and the reasons."""
+    if file.endswith(placement.SUFFIX):
+        if svg is not None:
+            raise InvalidInput("--svg draws plans of models; a graph is printed as a table, or with --json")
+        placement.place_graph(Path(file), accelerators=devices, contiguous=contiguous, json=json)
+        return
+    if not contiguous:
+        raise InvalidInput("--free is for graphs; a model's stages are contiguous")
     if svg is not None:
         check_writable(svg)
     measured = measure_task(file, devices)
