@@ -27,11 +27,11 @@ _SWAPS, _NEIGHBOURS = 0.3, 0.85
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cooling:
-    """From one temperature to another, as fractions of the energy; ``power``: of the mean of loads."""
+    """From one temperature to another, as fractions of the energy; ``exponent``: of the mean of loads."""
 
     first: float
     last: float
-    power: float
+    exponent: float
 
 
 class Assignment:
@@ -114,7 +114,7 @@ def anneal(
     search = _Walk(assignment, parts, movable, cooling, rng)
     for tried in range(0, moves, _PER_TEMPERATURE):
         temperature = cooling.first * (cooling.last / cooling.first) ** (tried / moves)
-        search.walk(_PER_TEMPERATURE, temperature * cooling.power)
+        search.walk(_PER_TEMPERATURE, temperature * cooling.exponent)
     return search.best, search.best_device_A
 
 
@@ -129,7 +129,7 @@ class _Walk:
     ) -> None:
         self._assignment = assignment
         self._movable = list(movable)
-        self._power = cooling.power
+        self._exponent = cooling.exponent
         # One at a time from a generator of numpy would cost more than a move.
         blocks = iter(lambda: rng.random(_DRAWN).tolist(), None)
         self._random: Callable[[], float] = chain.from_iterable(blocks).__next__
@@ -143,10 +143,10 @@ class _Walk:
         self._neighbours_A = [sorted(known - {atom}) for atom, known in enumerate(neighbours)]
 
     def _measure(self) -> float:
-        scale, power = self._scale, self._power
+        scale, exponent = self._scale, self._exponent
         energy = 0.0
         for load in self._assignment.load_D:
-            energy += (load / scale) ** power
+            energy += (load / scale) ** exponent
         return energy
 
     def walk(self, steps: int, tolerance: float) -> None:

@@ -14,8 +14,8 @@ from forescale.plan.placement.line import best_line
 from forescale.plan.placement.loads import loads, lower_bound, memory_bytes, work
 from forescale.plan.placement.problem import Array, IntArray, PlacementProblem
 
-_WIDE = Cooling(first=0.03, last=0.00005, power=16)
-_NARROW = Cooling(first=0.01, last=0.00005, power=16)
+_WIDE = Cooling(first=0.03, last=0.00005, exponent=16)
+_NARROW = Cooling(first=0.01, last=0.00005, exponent=16)
 _ROUNDS = 3
 _MOVES_PER_ATOM = 2000
 _BACKWARD_MOVES = 60_000
