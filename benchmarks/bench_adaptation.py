@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from forced import cut_plan, forced_run
@@ -24,6 +25,7 @@ from workloads import gpt_task, parameters
 
 import forescale as fs
 from forescale.engine.messages import Event, StepFinished
+from forescale.plan.partition_plan import PartitionPlan
 from forescale.profile.devices import find_cluster
 
 SIZES = {"width": 320, "layers": 6, "rows": 16, "length": 96}
@@ -56,20 +58,28 @@ def adaptive_run(folder: Path) -> fs.TrainingReport:
         return fs.train(task, steps=steps, devices=2, directory=folder, on_event=slow_down)
 
 
-def best_static(folder: Path, microbatches: int) -> tuple[float, int, list[tuple[int, float]]]:
-    """Median step time of the best cut with the second device slowed, the cut, and all that were tried."""
+def best_static(folder: Path, like: PartitionPlan) -> tuple[float, int, list[tuple[int, float]]]:
+    """Median step time of the best cut with the second device slowed, the cut, and all that were tried.
+
+    Args:
+        like: its microbatches and schedule are those of every cut.
+    """
     cluster = find_cluster(2)
     with forced_run(gpt_task(**SIZES, count=200), cluster, folder) as run:
         count = len(run.graph.operators)
+
+        def cut_at(cut: int) -> PartitionPlan:
+            return replace(cut_plan(run.graph, cluster, (cut,), like.microbatches), schedule=like.schedule)
+
         cuts = [round(count * share) for share in (0.5, 0.56, 0.6, 0.64, 0.68, 0.72, 0.76, 0.8, 0.84, 0.9)]
-        run.start(cut_plan(run.graph, cluster, (cuts[0],), microbatches))
+        run.start(cut_at(cuts[0]))
         run.steps(2)
         device = cluster.devices[1]
         tried = []
         with slowed(worker_pid(device.name), device.cores[0], SPEED):
             for index, cut in enumerate(cuts):
                 first = 2 + index * SWEEP_STEPS
-                run.steps(SWEEP_STEPS, {first: cut_plan(run.graph, cluster, (cut,), microbatches)})
+                run.steps(SWEEP_STEPS, {first: cut_at(cut)})
                 seconds = [s.step_s for s in run.outcome.steps[first + SWEEP_WARM_UP :]]
                 tried.append((cut, statistics.median(seconds)))
     cut, seconds = min(tried, key=lambda entry: entry[1])
@@ -96,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         adaptive = adaptive_run(folder / "adaptive")
-        static_s, cut, tried = best_static(folder / "static", adaptive.plans[-1].microbatches)
+        static_s, cut, tried = best_static(folder / "static", adaptive.plans[-1])
         steady = steady_run(folder / "steady")
     adaptive_s = statistics.median(adaptive.step_s[SLOW_FROM + AFTER :])
     moved = [r.step for r in adaptive.repartitions]

@@ -211,7 +211,6 @@ class StageMemory:
         received = [t for t in read if t.producer is not None and t.producer not in own]
         sent = self._sent()
         outputs = [graph.tensors[n] for n in graph.outputs] if self._loss is not None else []
-        sent = self._sent()
         saved = {s.name for s in graph.saved}
         groups = [
             fed,
