@@ -62,7 +62,7 @@ app.command(
 app.command(
     epilog=examples(
         "forescale replay runs/first",
-        "forescale replay runs/first --policy min_gain=0.2 --policy horizon_steps=10",
+        "forescale replay runs/first --policy sudden_gain=0.2 --policy horizon_steps=10",
     )
 )(replay)
 app.command(epilog=examples("forescale demo", "forescale demo --out demo-output --steps 60"))(demo)

@@ -94,13 +94,14 @@ def weigh(
 
 
 def asked_gain(state: ControlState, policy: Policy) -> float:
-    """The fraction of the step time a plan must save, where no change of shape calls for another.
+    """The fraction of the step time a plan must save, where only the last steps call for another.
 
     Two moves answer one change of the devices (the second corrects the first); more of them within
-    ``calm_steps`` are asked for more, so that a device that comes and goes does not keep the plan moving.
+    ``calm_steps`` are asked for twice as much, so that a device that comes and goes does not keep the plan
+    moving.
     """
     lately = sum(step > state.next_step - policy.calm_steps for step in state.moved_steps)
-    return policy.min_gain * 2 ** min(max(lately - 1, 0), 2)
+    return policy.sudden_gain * (2 if lately > 1 else 1)
 
 
 def moved(state: ControlState, policy: Policy) -> tuple[int, ...]:

@@ -13,12 +13,16 @@ class Policy:
         adapt: whether to change plans at all; False only keeps watch.
         horizon_steps: a gain is counted over this many steps where nothing says how long it will last.
         min_gain: smallest fraction of the step time a new plan must be predicted to save.
+        sudden_gain: the same where only the last steps, not what is known to come or has lasted for long,
+            call for it: not below what predictions are wrong by.
         move_margin: a predicted gain must exceed the move's cost by this fraction of it.
         move_fixed_s: seconds a repartition costs beside sending what changes hands, until one was seen.
+        patience_steps: how many more steps a new plan must have been able to do by now, since the devices
+            changed. What passes by itself is so left alone, and the more a plan saves, the sooner it comes.
         settle_steps: steps after a start that are not judged (allocations, warm caches).
         cooldown_steps: least number of steps between a decision on deviations and the next.
-        calm_steps: repartitions are remembered for so long; each beyond the second asks twice the
-            gain of the next one, up to four times.
+        calm_steps: repartitions are remembered for so long; after two, the next is asked for twice the
+            ``sudden_gain``.
         min_band, initial_band: half width of the band round a device's predicted log time, at least,
             and until ``calibration_steps`` observations are known.
         calibration_steps: observations after which the band is the forecaster's own.
@@ -37,8 +41,10 @@ class Policy:
     adapt: bool = True
     horizon_steps: int = 50
     min_gain: float = 0.05
+    sudden_gain: float = 0.1
     move_margin: float = 0.5
     move_fixed_s: float = 0.02
+    patience_steps: float = 1.75
     settle_steps: int = 2
     cooldown_steps: int = 10
     calm_steps: int = 200

@@ -72,6 +72,19 @@ class DeviceWatch:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """A change that would pay, once what calls for it has lasted.
+
+    Attributes:
+        until_step: when it is judged again.
+        estimates: the devices' log ratios it was weighed for.
+    """
+
+    until_step: int
+    estimates: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceUse:
     """Forecasters of the fractions of a device that steps use under the plan in force.
 
@@ -103,6 +116,8 @@ class ControlState:
         move_overhead_s: what a repartition is taken to cost beside sending; None until one was seen.
         moved_steps: when the plan was changed lately without a change of shape.
         judged_step, stays: when deviations were last judged, and how many times in a row that led to nothing.
+        levels_step: when the devices' long-time levels were last judged.
+        waiting: the deviation that has not lasted for long enough yet.
         reviewed_step, reviews: when the mixture of shapes was last looked at, and how many times in a row
             that led to nothing.
         decision: the last one.
@@ -123,6 +138,8 @@ class ControlState:
     moved_steps: tuple[int, ...] = ()
     judged_step: int | None = None
     stays: int = 0
+    levels_step: int = 0
+    waiting: Waiting | None = None
     reviewed_step: int = 0
     reviews: int = 0
     decision: Decision | None = None
