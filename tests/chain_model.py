@@ -12,14 +12,25 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from forescale.core.cluster import Cluster, Device, DeviceKind, Link
-from forescale.graph.model import ModelGraph, Operator, Parameter, SavedStorage, SymbolSource, Tensor
+from forescale.graph.model import (
+    Buffer,
+    BufferUpdate,
+    ModelGraph,
+    Operator,
+    Parameter,
+    SavedStorage,
+    SymbolSource,
+    Tensor,
+)
 from forescale.plan.problem import MicrobatchCosts, PartitionProblem
 
 ROWS = 8
 GB = 10**9
 
 
-def chain_graph(operators: int = 24) -> ModelGraph:
+def chain_graph(operators: int = 24, *, changes_buffer: bool = False) -> ModelGraph:
+    """The chain; what changes a buffer has no replicas, so that its plans are pipelines."""
+
     def tensor(i: int) -> Tensor:
         readers = (i,) if i < operators else ()
         shape = ("rows", "length", 16)
@@ -58,8 +69,10 @@ def chain_graph(operators: int = 24) -> ModelGraph:
         operators=tuple(operator(i) for i in range(operators)),
         tensors={f"t{i}": tensor(i) for i in range(operators + 1)},
         parameters=parameters,
-        buffers={},
-        buffer_updates=(),
+        buffers={"last": Buffer(name="last", aliases=(), shape=(1,), dtype="float32", persistent=True)}
+        if changes_buffer
+        else {},
+        buffer_updates=(BufferUpdate(buffer="last", tensor=f"t{operators}"),) if changes_buffer else (),
         inputs=("t0",),
         outputs=(f"t{operators}",),
         symbols={
@@ -84,7 +97,7 @@ class ChainCosts:
 
     devices: int = 2
     memory_bytes: int = GB
-    graph: ModelGraph = field(default_factory=chain_graph)
+    graph: ModelGraph = field(default_factory=lambda: chain_graph(changes_buffer=True))
 
     def problem(self, binding: Mapping[str, int], speeds: Mapping[str, float]) -> PartitionProblem:
         names = [f"cpu{i}" for i in range(self.devices)]

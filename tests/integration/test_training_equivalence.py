@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import forescale as fs
-from forescale.core.errors import TaskFailed
+from forescale.core.errors import InvalidInput, TaskFailed
 from forescale.engine.train.task import TrainingTask
 from forescale.plan.partition_plan import Schedule
 from integration import training_tasks as tasks
@@ -21,6 +21,9 @@ FLOAT64 = torch.float64
 
 # Losses are about 4; one unit in the last place of a float32 there is 4.8e-7.
 UNTIED, TIED, EXACT = 1e-6, 1e-5, 1e-11
+# Replicas sum the microbatches' gradients in another order, and where a gradient is nothing but rounding,
+# AdamW makes a step of it all the same.
+REORDERED = 1e-8
 
 Make = Callable[[], TrainingTask]
 
@@ -33,6 +36,9 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 
 
 THREE = Cuts(at=(0.3, 0.7))
+EVEN, UNEVEN = Cuts(at=(), shares=((1, 1),)), Cuts(at=(), shares=((3, 1),))
+FIRST_TWICE = Cuts(at=(0.4,), shares=((1, 1), (1,)))
+LAST_TWICE = Cuts(at=(0.6,), shares=((1,), (2, 1)))
 CASES: Mapping[str, tuple[Make, Cuts, float]] = {
     "one device": (tasks.gpt, Cuts(at=()), UNTIED),
     "gpt": (tasks.gpt, Cuts(), UNTIED),
@@ -89,6 +95,50 @@ CASES: Mapping[str, tuple[Make, Cuts, float]] = {
     "reentrant checkpoints": (tasks.checkpointed, THREE, EXACT),
     "batch is a dataclass": (tasks.labelled, THREE, EXACT),
     "recurrent": (tasks.recurrent, Cuts(at=(0.1, 0.6)), EXACT),
+    "replicas": (tasks.gpt, EVEN, TIED),
+    "replicas, tied": (lambda: tasks.gpt(tied=True), UNEVEN, TIED),
+    "replicas, tied and clipped": (lambda: tasks.gpt(FLOAT64, tied=True, clip_norm=0.2), UNEVEN, REORDERED),
+    "replicas, scheduled, groups": (
+        lambda: tasks.gpt(FLOAT64, optimizer=tasks.grouped, scheduler=tasks.halving),
+        replace(UNEVEN, shares=((5, 1, 2),), microbatches=8),
+        REORDERED,
+    ),
+    "replicas, adafactor, recomputed": (
+        lambda: tasks.gpt(FLOAT64, optimizer=tasks.adafactor),
+        replace(EVEN, recompute=True),
+        REORDERED,
+    ),
+    "replicas, bfloat16": (lambda: tasks.gpt(autocast=torch.bfloat16), EVEN, TIED),
+    "replicas, lengths change": (lambda: tasks.gpt(FLOAT64, vary=True), UNEVEN, REORDERED),
+    "replicas, weighted by tokens": (
+        lambda: tasks.gpt(
+            FLOAT64, batches=tasks.padded_texts(6), loss=tasks.padded_loss, weight=tasks.unpadded_tokens
+        ),
+        UNEVEN,
+        REORDERED,
+    ),
+    "replicas, more than microbatches": (
+        lambda: tasks.gpt(FLOAT64),
+        replace(UNEVEN, shares=((2, 1, 1),), microbatches=2),
+        REORDERED,
+    ),
+    "replicas, momentum": (lambda: tasks.gpt(FLOAT64, optimizer=tasks.momentum), UNEVEN, EXACT),
+    "replicas, two heads": (tasks.two_heads, UNEVEN, REORDERED),
+    "replicas, frozen and unused parameters": (tasks.frozen, replace(EVEN, shares=((1, 1, 1),)), REORDERED),
+    "replicas, mixture of experts": (tasks.mixture, UNEVEN, REORDERED),
+    "replicas of the first stage": (
+        lambda: tasks.gpt(FLOAT64, tied=True, clip_norm=0.2),
+        FIRST_TWICE,
+        REORDERED,
+    ),
+    "replicas of the last stage": (lambda: tasks.gpt(FLOAT64, tied=True), LAST_TWICE, REORDERED),
+    "replicas of the last stage, two heads": (tasks.two_heads, LAST_TWICE, REORDERED),
+    "replicas of the first stage, eager 1f1b": (
+        lambda: tasks.gpt(FLOAT64),
+        replace(FIRST_TWICE, shares=((3, 1), (1,)), microbatches=9, schedule=Schedule.EAGER_1F1B, scatter=3),
+        REORDERED,
+    ),
+    "replicas of the last stage, gpipe": (tasks.unet, replace(LAST_TWICE, schedule=GPIPE), UNTIED),
 }
 
 
@@ -117,10 +167,17 @@ def test_dropout_is_the_same_however_the_model_is_cut(workers: Workers) -> None:
 
     one = workers.train(task(), Cuts(at=()), 6)
     assert loss_difference(one, workers.train(replace(task(), seed=1), Cuts(at=()), 6)) > 1e-3
-    for cuts in (Cuts(), replace(THREE, scatter=8), replace(THREE, recompute=True, schedule=GPIPE)):
+    ways = (
+        Cuts(),
+        replace(THREE, scatter=8),
+        replace(THREE, recompute=True, schedule=GPIPE),
+        UNEVEN,
+        LAST_TWICE,
+    )
+    for cuts in ways:
         several = workers.train(task(), cuts, 6)
-        assert loss_difference(one, several) <= EXACT
-        assert state_difference(one, several) <= 1e-9
+        assert loss_difference(one, several) <= (REORDERED if cuts.shares else EXACT)
+        assert state_difference(one, several) <= (30 * REORDERED if cuts.shares else 1e-9)
 
 
 REPARTITIONS: Mapping[str, tuple[Make, Mapping[int, Cuts], float]] = {
@@ -134,6 +191,11 @@ REPARTITIONS: Mapping[str, tuple[Make, Mapping[int, Cuts], float]] = {
             5: Cuts(at=(), devices=(1,)),
         },
         EXACT,
+    ),
+    "to replicas and back": (
+        lambda: tasks.gpt(FLOAT64, tied=True, clip_norm=0.5, scheduler=tasks.halving),
+        {0: Cuts(), 2: UNEVEN, 3: replace(EVEN, devices=(2, 1)), 4: FIRST_TWICE, 5: THREE},
+        REORDERED,
     ),
     "buffers": (
         lambda: tasks.resnet(FLOAT64),
@@ -183,16 +245,28 @@ def test_a_loss_that_reads_the_models_parameters_is_refused(workers: Workers) ->
         workers.train(tasks.with_the_model_in_the_loss(), Cuts(), 1)
 
 
+def test_replicas_of_a_stage_that_changes_buffers_are_refused(workers: Workers) -> None:
+    with pytest.raises(
+        InvalidInput, match="cpu0 and cpu1 cannot be replicas of one stage: its forward changes"
+    ):
+        workers.train(tasks.resnet(), EVEN, 1)
+
+
+@pytest.mark.parametrize("before", [THREE, UNEVEN], ids=["pipeline", "replicas"])
+@pytest.mark.parametrize("after", [Cuts(at=(0.6,)), EVEN], ids=["to pipeline", "to replicas"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-def test_resumed_training_goes_on_as_if_it_had_not_stopped(tied: bool, workers: Workers) -> None:
+def test_resumed_training_goes_on_as_if_it_had_not_stopped(
+    tied: bool, before: Cuts, after: Cuts, workers: Workers
+) -> None:
     def task() -> TrainingTask:
         return tasks.gpt(FLOAT64, tied=tied, dropout=0.1, scheduler=tasks.halving, clip_norm=0.5)
 
-    whole = workers.train(task(), THREE, 6, checkpoint_at=3)
+    whole = workers.train(task(), before, 6, checkpoint_at=3)
     assert whole.checkpoint is not None
-    resumed = workers.train(task(), Cuts(at=(0.6,)), 6, resume=whole.checkpoint)
-    assert resumed.losses == pytest.approx(whole.losses[3:], abs=EXACT)
-    assert state_difference(resumed, whole) <= 1e-9
+    resumed = workers.train(task(), after, 6, resume=whole.checkpoint)
+    tolerance = EXACT if before.shares == after.shares else REORDERED
+    assert resumed.losses == pytest.approx(whole.losses[3:], abs=tolerance)
+    assert state_difference(resumed, whole) <= max(1e-9, 30 * tolerance)
 
 
 def test_a_checkpoint_loads_into_the_plain_model(workers: Workers, tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ class Cuts:
     Attributes:
         at: ascending fractions; n of them make n + 1 stages.
         scatter: seed that shuffles operators between neighbouring stages, as far as order allows.
-        devices: device number of each stage (default: 0, 1, ...).
+        devices: device number of each stage, and of each replica (default: 0, 1, ...).
+        shares: of the microbatches, for each replica of each stage (default: no replicas).
     """
 
     at: tuple[float, ...] = (0.5,)
@@ -50,17 +51,21 @@ class Cuts:
     schedule: Schedule = Schedule.ONE_F_ONE_B
     recompute: bool = False
     devices: tuple[int, ...] | None = None
+    shares: tuple[tuple[int, ...], ...] | None = None
 
     def plan(self, graph: ModelGraph, kind: DeviceKind = DeviceKind.CPU) -> PartitionPlan:
         stage_of = self._stages(graph)
-        devices = self.devices or tuple(range(len(self.at) + 1))
+        shares = self.shares or ((1,),) * (len(self.at) + 1)
+        places = [(number, share) for number, group in enumerate(shares) for share in group]
+        devices = self.devices or tuple(range(len(places)))
         stages = tuple(
             Stage(
                 device=f"{kind}{device}",
                 operators=tuple(i for i, s in enumerate(stage_of) if s == number),
                 recompute=self.recompute,
+                share=share,
             )
-            for number, device in enumerate(devices)
+            for device, (number, share) in zip(devices, places, strict=True)
         )
         assert all(stage.operators for stage in stages), "a forced plan left a stage empty"
         return PartitionPlan(

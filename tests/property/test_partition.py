@@ -17,8 +17,9 @@ from forescale.plan.evaluation import Mode, Pricing, evaluate
 from forescale.plan.line import Line, cut
 from forescale.plan.order import gather_atoms, linear_orders
 from forescale.plan.partition import partition, predict
-from forescale.plan.partition_plan import Schedule, Stage
+from forescale.plan.partition_plan import Schedule, Stage, replica_groups
 from forescale.plan.problem import PartitionProblem
+from forescale.plan.schedule import Layout
 from forescale.plan.workload import tabulate
 from unit.plan.graphs import GraphBuilder, problem
 from unit.plan.reference import Split
@@ -112,6 +113,36 @@ def splits(request: PartitionProblem, most_stages: int):
                             yield split, microbatches, schedule
 
 
+def replicas(request: PartitionProblem):
+    """The whole model on two devices or more, the microbatches shared in every way."""
+    if request.graph.buffer_updates:
+        return
+    everything = tuple(range(len(request.graph.operators)))
+    names = [device.name for device in request.cluster.devices]
+    for microbatches in request.costs:
+        for count in range(2, min(len(names), microbatches) + 1):
+            for devices in combinations(names, count):
+                for ends in combinations(range(1, microbatches), count - 1):
+                    shares = [b - a for a, b in pairwise((0, *ends, microbatches))]
+                    split = [
+                        Stage(device=device, operators=everything, share=share)
+                        for device, share in zip(devices, shares, strict=True)
+                    ]
+                    yield split, microbatches, Schedule.ONE_F_ONE_B
+
+
+def partly_replicated(request: PartitionProblem):
+    """Two stages on three devices, one of them with a replica."""
+    if request.graph.buffer_updates:
+        return
+    for split, microbatches, schedule in splits(request, 2):
+        if len(split) == 2:
+            (spare,) = {device.name for device in request.cluster.devices} - {s.device for s in split}
+            for place in (0, 1):
+                replica = replace(split[place], device=spare, share=2)
+                yield [*split[: place + 1], replica, *split[place + 1 :]], microbatches, schedule
+
+
 def assert_best(step_s: float, best_s: float) -> None:
     """A simpler plan may be preferred to one that is shorter by less than 0.1 %."""
     assert best_s * (1 - 1e-9) <= step_s <= best_s * (1.001 + 1e-9)
@@ -121,7 +152,8 @@ def assert_best(step_s: float, best_s: float) -> None:
 @given(st.data())
 def test_prediction_equals_the_plain_simulation(data) -> None:
     request = data.draw(problems(devices=3, most=7))
-    split, microbatches, schedule = data.draw(st.sampled_from(list(splits(request, 3))))
+    ways = [*splits(request, 3), *replicas(request), *partly_replicated(request)]
+    split, microbatches, schedule = data.draw(st.sampled_from(ways))
     split = [replace(stage, recompute=data.draw(st.booleans())) for stage in split]
     prediction = predict(request, split, microbatches, schedule)
     reference = Split(problem=request, stages=split, count=microbatches, schedule=schedule)
@@ -136,7 +168,7 @@ def test_two_stages_are_the_best_of_all(request: PartitionProblem) -> None:
     assume(len(gather_atoms(request.graph).members) >= 2)
     best_s = min(
         Split(problem=request, stages=split, count=microbatches, schedule=schedule).step_s()
-        for split, microbatches, schedule in splits(request, 2)
+        for split, microbatches, schedule in (*splits(request, 2), *replicas(request))
     )
     assert_best(partition(request).prediction.step_s, best_s)
 
@@ -145,7 +177,7 @@ def test_two_stages_are_the_best_of_all(request: PartitionProblem) -> None:
 @given(problems(devices=3, most=5))
 def test_three_stages_are_the_best_of_all(request: PartitionProblem) -> None:
     assume(len(gather_atoms(request.graph).members) >= 3)
-    best_s = min(predict(request, *split).step_s for split in splits(request, 3))
+    best_s = min(predict(request, *split).step_s for split in (*splits(request, 3), *replicas(request)))
     assert_best(partition(request).prediction.step_s, best_s)
 
 
@@ -169,12 +201,12 @@ def test_memory_is_kept_or_the_answer_says_what_is_missing(request: PartitionPro
         else:
             fitting.append(prediction.step_s)
     if fitting:
-        plan = partition(request)
+        plan = partition(request, max_replicas=1)
         assert_best(plan.prediction.step_s, min(fitting))
         assert all(p.memory_bytes <= capacity_bytes for p in plan.prediction.stages)
     else:
         with pytest.raises(InfeasiblePlan) as caught:
-            partition(request)
+            partition(request, max_replicas=1)
         assert caught.value.short_bytes == pytest.approx(min(missing), abs=1)
 
 
@@ -185,11 +217,10 @@ def test_plans_are_splits_and_predict_agrees(request: PartitionProblem) -> None:
     plan = partition(request)
     again = predict(request, plan.stages, plan.microbatches, plan.schedule)
     assert again.step_s == pytest.approx(plan.prediction.step_s)
-    assert sorted(o for stage in plan.stages for o in stage.operators) == list(
-        range(len(request.graph.operators))
-    )
+    places = [group[0] for group in replica_groups(plan.stages)]
+    assert sorted(o for stage in places for o in stage.operators) == list(range(len(request.graph.operators)))
     for group in request.graph.colocated:
-        assert sum(not set(group).isdisjoint(stage.operators) for stage in plan.stages) == 1
+        assert sum(not set(group).isdisjoint(stage.operators) for stage in places) == 1
     assert plan == partition(request)
 
 
@@ -213,11 +244,11 @@ def test_too_many_cuts_to_try_are_cut_nearly_as_well(data) -> None:
     workload = tabulate(request)
     cuts = list(combinations(range(1, 70), 2))
     splits = cut([Line(workload, range(70), 70)], [np.array([(0, *c, 71) for c in cuts]).T])
-    mode = Mode(choice=0, microbatches=4, schedule=Schedule.ONE_F_ONE_B)
+    mode = Mode(choice=0, layout=Layout.pipeline(3, 4), schedule=Schedule.ONE_F_ONE_B)
     best_s = min(
         evaluate(
             Pricing.of(request), splits, np.repeat(np.array(devices)[:, None], len(cuts), 1), mode
         ).score_N.min()
         for devices in permutations(range(3))
     )
-    assert partition(request).prediction.step_s <= 1.05 * best_s
+    assert partition(request, max_replicas=1).prediction.step_s <= 1.05 * best_s

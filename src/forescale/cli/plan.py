@@ -74,6 +74,8 @@ def plan(
 
 
 def _as_json(problem: PartitionProblem, plan: PartitionPlan, peaks_bytes: Sequence[int]) -> dict[str, Any]:
+    from forescale.plan.replicas import microbatch_counts
+
     stages = [
         {
             "device": stage.device,
@@ -81,12 +83,15 @@ def _as_json(problem: PartitionProblem, plan: PartitionPlan, peaks_bytes: Sequen
             "modules": modules(problem.graph, stage),
             "parameters": parameters(problem.graph, stage),
             "recompute": stage.recompute,
+            "microbatches": count,
             "receives": received_bytes(problem, plan, stage),
             **asdict(predicted),
             "peak_memory_bytes": peak_bytes,
             "device_memory_bytes": problem.cluster.device(stage.device).memory_bytes,
         }
-        for stage, predicted, peak_bytes in zip(plan.stages, plan.prediction.stages, peaks_bytes, strict=True)
+        for stage, predicted, peak_bytes, count in zip(
+            plan.stages, plan.prediction.stages, peaks_bytes, microbatch_counts(plan), strict=True
+        )
     ]
     return {
         "stages": stages,
@@ -130,12 +135,16 @@ def _received(crossing: dict[str, int]) -> str:
 
 
 def microbatches(plan: PartitionPlan) -> str:
-    """How many, and in which order they run: ``8 microbatches (eager 1F1B)``."""
-    from forescale.plan.wording import SCHEDULE_NAMES
+    """How many, and in which order they run: ``8 microbatches (eager 1F1B)``; of replicas how many each."""
+    from forescale.plan.partition_plan import pipeline_positions
+    from forescale.plan.wording import SCHEDULE_NAMES, spell_microbatches
+
+    if pipeline_positions(plan.stages)[-1] == 0 and len(plan.stages) > 1:  # replicas only: there is one order
+        return f"{len(plan.stages)} replicas, microbatches {spell_microbatches(plan)}"
 
     if plan.microbatches == 1:
         return "1 microbatch"
-    return f"{plan.microbatches} microbatches ({SCHEDULE_NAMES[plan.schedule]})"
+    return f"{spell_microbatches(plan)} microbatches ({SCHEDULE_NAMES[plan.schedule]})"
 
 
 def modules(graph: ModelGraph, stage: Stage) -> list[str]:

@@ -185,10 +185,11 @@ def _sentence(difference: Difference) -> str:
 def _command(command: Command) -> str:
     """What was decided, not only why: two commands for the same reason may differ."""
     from forescale.engine.messages import Stop
+    from forescale.plan.wording import spell_microbatches
 
     if isinstance(command, Stop):
         return f"stop ({command.reason})"
     plan = command.plan
     stages = ", ".join(f"{len(stage.operators)} on {stage.device}" for stage in plan.stages)
     when = "as soon as possible" if command.before_step is None else f"before step {command.before_step}"
-    return f"{when} operators {stages}, microbatches: {plan.microbatches} ({command.reason})"
+    return f"{when} operators {stages}, microbatches: {spell_microbatches(plan)} ({command.reason})"

@@ -14,6 +14,7 @@ from rich.table import Column
 from forescale.cli.console import console
 from forescale.cli.units import moved, percent, seconds, si
 from forescale.engine.messages import CheckpointWritten, Event, Repartitioned, RunStarted, StepFinished
+from forescale.plan.wording import spell_microbatches, spell_places
 
 _RECENT_STEPS = 10  # figures that jump with every step are means over so many
 _LINE_EVERY_S = 5.0
@@ -59,8 +60,8 @@ class TrainingView:
         match event:
             case RunStarted():
                 self._progress.update(self._bar, total=self._steps, completed=event.next_step)
-                places = ", ".join(stage.device for stage in event.plan.stages)
-                self._print(f"plan: stages on {places}; microbatches: {event.plan.microbatches}")
+                microbatches = spell_microbatches(event.plan)
+                self._print(f"plan: {spell_places(event.plan)}; microbatches: {microbatches}")
             case StepFinished():
                 self._recent.append(event)
                 self._show_step(event)

@@ -12,8 +12,8 @@ from forescale.control.state import ControlConfig, ControlState
 from forescale.core.errors import InfeasiblePlan
 from forescale.engine.messages import Binding
 from forescale.graph.size import evaluate
-from forescale.plan.partition_plan import PartitionPlan
-from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_time
+from forescale.plan.partition_plan import PartitionPlan, replica_groups
+from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_microbatches, spell_time
 
 _CLASS_RATIO = 1.15
 """Batches whose step times differ by less than this are one class, with one candidate plan."""
@@ -130,7 +130,7 @@ def changes(before: PartitionPlan, after: PartitionPlan) -> str:
     places = [[stage.device for stage in plan.stages] for plan in (before, after)]
     found = [
         _change("operators", *(_operators(plan, named=places[0] != places[1]) for plan in (before, after))),
-        _change("microbatches", str(before.microbatches), str(after.microbatches)),
+        _change("microbatches", spell_microbatches(before), spell_microbatches(after)),
         _change("recomputing", *(_recomputing(plan) for plan in (before, after))),
     ]
     if min(before.microbatches, after.microbatches) > 1:  # the order of a single one is no choice
@@ -157,10 +157,14 @@ def _change(what: str, before: str, after: str) -> str:
 
 
 def _operators(plan: PartitionPlan, *, named: bool) -> str:
-    return " + ".join(
-        f"{stage.device} {len(stage.operators)}" if named else str(len(stage.operators))
-        for stage in plan.stages
-    )
+    spelt: list[str] = []
+    for group in replica_groups(plan.stages):
+        count, places = str(len(group[0].operators)), " and ".join(stage.device for stage in group)
+        if len(group) > 1:
+            spelt.append(f"{len(group)} replicas of {count} on {places}")
+        else:
+            spelt.append(f"{places} {count}" if named else count)
+    return " + ".join(spelt)
 
 
 def _recomputing(plan: PartitionPlan) -> str:

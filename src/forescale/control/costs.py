@@ -13,7 +13,7 @@ from forescale.graph.peak import peak_bytes
 from forescale.graph.size import violated
 from forescale.plan.partition_plan import PartitionPlan
 from forescale.plan.problem import MicrobatchCosts, PartitionProblem
-from forescale.plan.schedule import in_flight
+from forescale.plan.schedule import Layout
 from forescale.profile.model import ModelProfile
 
 
@@ -53,14 +53,17 @@ class ProfiledCosts:
         rows = binding[self.rows_symbol] if self.rows_symbol else self.rows
         count = min(plan.microbatches, rows)
         part = self.profile.graph.part(binding, rows, -(-rows // count))
-        last = len(plan.stages) - 1
+        layout = Layout.of(plan.stages, count)
         return tuple(
             peak_bytes(
                 self.profile.stage_bytes(
-                    stage.operators, part, self.cluster.device(stage.device).kind, with_loss=index == last
+                    stage.operators,
+                    part,
+                    self.cluster.device(stage.device).kind,
+                    with_loss=layout.is_last(index),
                 ),
                 microbatches=count,
-                in_flight=in_flight(plan.schedule, last - index, count),
+                in_flight=layout.in_flight(plan.schedule, index),
                 recompute=stage.recompute,
                 optimizer_state_ratio=self.profile.optimizer_state_ratio,
             )

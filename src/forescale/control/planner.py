@@ -13,6 +13,7 @@ from forescale.plan.moves import move_bytes, move_s
 from forescale.plan.partition import partition, predict
 from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage
 from forescale.plan.problem import PartitionProblem
+from forescale.plan.schedule import Layout
 
 Speeds = Mapping[str, float]
 """Device name -> speed in the sense of ``Device.speed``; devices left out run as profiled."""
@@ -60,7 +61,12 @@ class Planner:
     def compute_s(self, plan: PartitionPlan, binding: Binding, speeds: Speeds) -> tuple[float, ...]:
         """Seconds per step in which each stage computes forwards and backwards."""
         prediction, microbatches = self._predicted(_split(plan), _items(binding), _items(speeds))
-        return tuple(microbatches * (stage.forward_s + stage.backward_s) for stage in prediction.stages)
+        return tuple(
+            len(runs) * (stage.forward_s + stage.backward_s)
+            for runs, stage in zip(
+                Layout.of(plan.stages, microbatches).runs_S, prediction.stages, strict=True
+            )
+        )
 
     def short_bytes(self, plan: PartitionPlan, binding: Binding) -> Mapping[str, int]:
         """Bytes by which a batch would exceed the memory of each device; devices with enough are left out."""

@@ -239,8 +239,8 @@ class ModelGraph:
         return {name: tuple(indices) for name, indices in readers.items()}
 
     @cached_property
-    def colocated(self) -> tuple[tuple[int, ...], ...]:
-        """Groups of operators that must share a stage: readers and writers of one changing buffer."""
+    def changing_buffers(self) -> Mapping[str, tuple[int, ...]]:
+        """For every buffer that a forward changes, the operators that read or write it, ascending."""
         changing: dict[str, set[int]] = {u.buffer: set() for u in self.buffer_updates}
         for update in self.buffer_updates:
             if (producer := self.tensors[update.tensor].producer) is not None:
@@ -252,4 +252,9 @@ class ModelGraph:
             for name in operator.buffers:
                 if name in changing:
                     changing[name].add(operator.index)
-        return tuple(tuple(sorted(group)) for group in changing.values() if len(group) > 1)
+        return {name: tuple(sorted(users)) for name, users in changing.items()}
+
+    @cached_property
+    def colocated(self) -> tuple[tuple[int, ...], ...]:
+        """Groups of operators that must share a stage: readers and writers of one changing buffer."""
+        return tuple(group for group in self.changing_buffers.values() if len(group) > 1)

@@ -15,9 +15,10 @@ import numpy as np
 from forescale.graph.cost import cost_table
 from forescale.graph.model import ModelGraph
 from forescale.graph.size import evaluate, tensor_bytes
-from forescale.plan.partition_plan import PartitionPlan
+from forescale.plan.partition_plan import PartitionPlan, pipeline_positions
 from forescale.plan.problem import Array
-from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_time
+from forescale.plan.replicas import microbatch_counts
+from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_microbatches, spell_time
 
 _LANE_WIDTH, _GAP, _MARGIN = 250, 140, 24
 _LEAST_WIDTH = 440
@@ -132,7 +133,7 @@ def _boxes(graph: ModelGraph, plan: PartitionPlan, weight_O: Array) -> list[list
 def _modules(graph: ModelGraph, plan: PartitionPlan, stage: int, depth: int, weight_O: Array) -> list[_Box]:
     operators = plan.stages[stage].operators
     predicted = plan.prediction.stages[stage]
-    total_s = plan.microbatches * (predicted.forward_s + predicted.backward_s)
+    total_s = microbatch_counts(plan)[stage] * (predicted.forward_s + predicted.backward_s)
     whole = float(weight_O[list(operators)].sum()) or 1.0
     members: dict[str, list[int]] = {}
     for index in operators:
@@ -168,6 +169,7 @@ def _stack(boxes: Iterable[_Box], units_per_s: float) -> list[_Placed]:
 
 
 def _cuts(graph: ModelGraph, plan: PartitionPlan) -> list[_Cut]:
+    # One arrow stands for all replicas' and meets the last of them.
     stage_of = {operator: index for index, stage in enumerate(plan.stages) for operator in stage.operators}
     sizes = {
         name: evaluate(tensor_bytes(t.shape, t.dtype), graph.example) for name, t in graph.tensors.items()
@@ -207,6 +209,8 @@ def _cut(
 def _title(plan: PartitionPlan) -> list[str]:
     count = plan.microbatches
     run = f"{count} microbatches, {SCHEDULE_NAMES[plan.schedule]}" if count > 1 else "1 microbatch"
+    if len(plan.stages) > 1 and pipeline_positions(plan.stages)[-1] == 0:
+        run = f"{len(plan.stages)} replicas, microbatches {spell_microbatches(plan)}"
     return [
         _text(_MARGIN, 26, f"Predicted step: {spell_time(plan.prediction.step_s)}", "big"),
         _text(_MARGIN, 44, f"{run}; a box's height is its computing time in a step", "soft"),

@@ -13,7 +13,7 @@ from forescale.plan.line import Mask, Splits
 from forescale.plan.memory import Footprint, footprint
 from forescale.plan.partition_plan import Schedule
 from forescale.plan.problem import Array, PartitionProblem
-from forescale.plan.schedule import PipelineTimes, in_flight, simulate_step
+from forescale.plan.schedule import Layout, PipelineTimes, simulate_step
 from forescale.plan.workload import IntArray
 
 INFEASIBLE = 1e9
@@ -60,11 +60,19 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mode:
-    """How a step is run: position ``choice`` of the microbatch count on axis C, and the order of work."""
+    """How a step is run: who runs which microbatches, and in which order.
+
+    Attributes:
+        choice: position of the microbatch count on axis C.
+    """
 
     choice: int
-    microbatches: int
+    layout: Layout
     schedule: Schedule
+
+    @property
+    def microbatches(self) -> int:
+        return self.layout.microbatches
 
 
 def evaluate(
@@ -77,12 +85,16 @@ def evaluate(
     """Predict one step of every candidate.
 
     Args:
+        splits: without replicas; the mode says which stages have them.
         devices_SN: positions of the stages' devices on axis D.
         recompute_SN: stages that recompute; None: those that do not fit otherwise.
     """
-    shape, problem = devices_SN.shape, pricing.problem
+    shape, problem, layout = devices_SN.shape, pricing.problem, mode.layout
+    splits = splits.replicated(layout.positions_S)
     device_K, every_K = devices_SN.ravel(), np.arange(devices_SN.size)
-    ahead_S = [in_flight(mode.schedule, after, mode.microbatches) for after in reversed(range(shape[0]))]
+    runs_S = [set(runs) for runs in layout.runs_S]
+    together_SS1 = np.array([[len(a & b) for b in runs_S] for a in runs_S])[..., None]
+    ahead_S = [layout.in_flight(mode.schedule, stage) for stage in range(shape[0])]
     bytes_K = footprint(
         splits.spans,
         mode.choice,
@@ -100,7 +112,7 @@ def evaluate(
     forward_K = splits.spans.forward_s_CDK[mode.choice, device_K, every_K]
     backward_K = splits.spans.backward_s_CDK[mode.choice, device_K, every_K] + forward_K * recompute_K
     optimizer_K = splits.spans.trainable_bytes_K * problem.optimizer_s_per_byte_D[device_K]
-    traffic = _price(pricing, splits, devices_SN, mode)
+    traffic = _price(pricing, splits, devices_SN, mode.choice)
     times = PipelineTimes(
         forward_s_SN=forward_K.reshape(shape),
         backward_s_SN=backward_K.reshape(shape),
@@ -112,16 +124,17 @@ def evaluate(
         optimizer_s_SN=optimizer_K.reshape(shape),
     )
     worst_N = excess_SN.max(axis=0)
-    step_s_N = simulate_step(mode.schedule, mode.microbatches, times)
-    busy_s_SN = mode.microbatches * (times.forward_s_SN + times.backward_s_SN) + times.optimizer_s_SN
+    step_s_N = simulate_step(mode.schedule, layout, times)
+    runs_S1 = np.array([len(runs) for runs in runs_S])[:, None]
+    busy_s_SN = runs_S1 * (times.forward_s_SN + times.backward_s_SN) + times.optimizer_s_SN
     return Evaluation(
         footprint=bytes_K,
         times=times,
         recompute_SN=recompute_K.reshape(shape),
         memory_bytes_SN=memory_K.reshape(shape),
         excess_bytes_SN=excess_SN,
-        transfer_s_SN=_both_ends(traffic.message_s_SSN) * mode.microbatches + traffic.exchange_s_SN,
-        busy_s_SN=busy_s_SN + _both_ends(traffic.occupied_s_SSN) * mode.microbatches + traffic.taken_s_SN,
+        transfer_s_SN=_both_ends(traffic.message_s_SSN * together_SS1) + traffic.exchange_s_SN,
+        busy_s_SN=busy_s_SN + _both_ends(traffic.occupied_s_SSN * together_SS1) + traffic.taken_s_SN,
         step_s_N=step_s_N,
         score_N=np.where(worst_N > 0, INFEASIBLE + worst_N, step_s_N),
     )
@@ -143,10 +156,10 @@ class _Traffic:
     taken_s_SN: Array
 
 
-def _price(pricing: Pricing, splits: Splits, devices_SN: IntArray, mode: Mode) -> _Traffic:
+def _price(pricing: Pricing, splits: Splits, devices_SN: IntArray, choice: int) -> _Traffic:
     ends = (devices_SN[:, None], devices_SN[None, :])
     occupies_SSN, unit_s_SSN = pricing.occupies_DD[ends], pricing.unit_s_DD[ends]
-    bytes_SSN = splits.bytes_CSSN[mode.choice]
+    bytes_SSN = splits.bytes_CSSN[choice]
     message_s_SSN = splits.messages_SSN * pricing.latency_s_DD[ends] + bytes_SSN * unit_s_SSN
     shared_SSN = splits.shared_bytes_SSN
     # Each holder sends its gradient to each other one; only a link beside the devices does both ways at once.

@@ -12,7 +12,7 @@ S = stage, N = candidate split, B = boundary of stages.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -181,6 +181,8 @@ class Splits:
         bytes_CSSN: sent per microbatch from a stage to another: tensors to later ones, their
             gradients to earlier ones; ``messages_SSN`` their number.
         shared_bytes_SSN: trained parameters that both stages hold.
+
+    With replicas, axis S has them all, and ``bounds_BN`` still only the places they share.
     """
 
     line_N: IntArray
@@ -192,14 +194,32 @@ class Splits:
 
     @property
     def stages(self) -> int:
-        return len(self.bounds_BN) - 1
+        return len(self.shared_bytes_SSN)
 
     def take(self, index_N: IntArray) -> Splits:
-        stages, candidates = self.stages, len(self.line_N)
-        index_K = (np.arange(stages)[:, None] * candidates + index_N).ravel()
-        spans = {f.name: getattr(self.spans, f.name)[..., index_K] for f in fields(Spans)}
         rest = {f.name: getattr(self, f.name)[..., index_N] for f in fields(Splits) if f.name != "spans"}
-        return Splits(spans=Spans(**spans), **rest)
+        return Splits(spans=self._spans(np.arange(self.stages), index_N), **rest)
+
+    def replicated(self, positions_S: Sequence[int]) -> Splits:
+        """The same splits with each stage as often as its position is given; replicas share parameters."""
+        index_S = np.array(positions_S)
+        if len(index_S) == self.stages:
+            return self
+        spans = self._spans(index_S, np.arange(len(self.line_N)))
+        pairs = np.ix_(index_S, index_S)
+        replicas_SS1 = (np.equal.outer(index_S, index_S) & ~np.eye(len(index_S), dtype=bool))[..., None]
+        trainable_bytes_SN = spans.trainable_bytes_K.reshape(len(index_S), -1)
+        return replace(
+            self,
+            spans=spans,
+            bytes_CSSN=self.bytes_CSSN[:, index_S][:, :, index_S],
+            messages_SSN=self.messages_SSN[pairs],
+            shared_bytes_SSN=self.shared_bytes_SSN[pairs] + replicas_SS1 * trainable_bytes_SN,
+        )
+
+    def _spans(self, index_S: IntArray, index_N: IntArray) -> Spans:
+        index_K = (index_S[:, None] * len(self.line_N) + index_N).ravel()
+        return Spans(**{f.name: getattr(self.spans, f.name)[..., index_K] for f in fields(Spans)})
 
 
 def cut(lines: Sequence[Line], bounds: Sequence[IntArray]) -> Splits:

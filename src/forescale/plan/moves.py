@@ -33,14 +33,17 @@ def holders(graph: ModelGraph, plan: PartitionPlan) -> Mapping[str, tuple[str, .
     Returns:
         Every parameter's and buffer's name (not aliases), parameters first, in the graph's order.
     """
-    stage_of = {index: i for i, stage in enumerate(plan.stages) for index in stage.operators}
+    stages_of: dict[int, list[int]] = {}
+    for number, stage in enumerate(plan.stages):
+        for operator in stage.operators:
+            stages_of.setdefault(operator, []).append(number)
     stages: dict[str, set[int]] = {name: set() for name in (*graph.parameters, *graph.buffers)}
     for operator in graph.operators:
         for name in (*operator.parameters, *operator.buffers, *operator.mutated_buffers):
-            stages[name].add(stage_of[operator.index])
+            stages[name].update(stages_of[operator.index])
     for update in graph.buffer_updates:
         if (producer := graph.tensors[update.tensor].producer) is not None:
-            stages[update.buffer].add(stage_of[producer])
+            stages[update.buffer].update(stages_of[producer])
     return {
         name: tuple(dict.fromkeys(plan.stages[i].device for i in sorted(held or {0})))
         for name, held in stages.items()

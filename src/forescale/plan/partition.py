@@ -14,9 +14,18 @@ from forescale.core.errors import InfeasiblePlan, InvalidInput
 from forescale.plan.evaluation import INFEASIBLE, Evaluation, Mode, Pricing, evaluate
 from forescale.plan.line import Line, cut
 from forescale.plan.order import Atoms, gather_atoms, linear_orders
-from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage, StagePrediction
+from forescale.plan.partition_plan import (
+    PartitionPlan,
+    Prediction,
+    Schedule,
+    Stage,
+    StagePrediction,
+    pipeline_positions,
+)
 from forescale.plan.problem import PartitionProblem
 from forescale.plan.rationale import explain
+from forescale.plan.replicas import check_replicas
+from forescale.plan.schedule import Layout
 from forescale.plan.search import Candidate, Search, choose
 from forescale.plan.workload import Workload, tabulate
 
@@ -26,16 +35,19 @@ def partition(
     *,
     devices_order: Sequence[str] | None = None,
     max_stages: int | None = None,
+    max_replicas: int | None = None,
     schedule: Schedule | None = None,
 ) -> PartitionPlan:
     """The split, devices, microbatch count and schedule with the shortest predicted step.
 
     Stages are intervals of several topological orders; a device without a stage stays idle if that is
-    faster. A stage recomputes its forward only if it does not fit otherwise.
+    faster. A stage recomputes its forward only if it does not fit otherwise. Devices that each hold the whole
+    model and share the microbatches (replicas) are considered too, unless its forward changes buffers.
 
     Args:
         devices_order: names of devices; stages follow this order, and devices not in it are left out.
-        max_stages: at most this many stages.
+        max_stages: at most this many stages, replicas included.
+        max_replicas: at most this many devices hold the same stage; 1 asks for a pipeline.
         schedule: fixes the schedule; all are tried otherwise.
 
     Raises:
@@ -56,7 +68,8 @@ def partition(
         schedules=tuple(Schedule) if schedule is None else (schedule,),
         order=order,
     )
-    candidates = search.run(most_stages)
+    most_replicas = most_stages if max_replicas is None else min(max_replicas, most_stages)
+    candidates = search.run(most_stages, most_replicas)
     best = choose(candidates)
     evaluation = _evaluate(search, best)
     if best.score >= INFEASIBLE:
@@ -80,17 +93,19 @@ def predict(
     """
     workload = tabulate(problem)
     devices = _positions(problem, [stage.device for stage in stages])
+    check_replicas(problem.graph, stages)
+    layout = Layout.of(stages, microbatches)
     if microbatches not in workload.counts:
         known = ", ".join(map(str, workload.counts))
         raise InvalidInput(f"no costs are known for {microbatches} microbatches, only for {known}")
     stage_of = _stage_of(problem, stages)
-    length = len(stages)
+    length = layout.positions_S[-1] + 1
     bounds_B1 = np.array([*range(length), length + 1])[:, None]
     evaluation = evaluate(
         Pricing.of(problem),
         cut([Line(workload, stage_of, length)], [bounds_B1]),
         np.array(devices)[:, None],
-        Mode(choice=workload.counts.index(microbatches), microbatches=microbatches, schedule=schedule),
+        Mode(choice=workload.counts.index(microbatches), layout=layout, schedule=schedule),
         np.array([stage.recompute for stage in stages])[:, None],
     )
     return _prediction(evaluation)
@@ -116,10 +131,13 @@ def _check_request(problem: PartitionProblem, atoms: Atoms, most_stages: int) ->
 
 
 def _stage_of(problem: PartitionProblem, stages: Sequence[Stage]) -> list[int]:
-    """The stage of every operator, checked to be a split."""
-    stage_of = {operator: index for index, stage in enumerate(stages) for operator in stage.operators}
+    """The place in the pipeline of every operator, checked to be a split."""
+    placed = dict(zip(pipeline_positions(stages), stages, strict=True))  # one of each stage's replicas
+    stage_of = {operator: place for place, stage in placed.items() for operator in stage.operators}
     count = len(problem.graph.operators)
-    if sum(len(stage.operators) for stage in stages) != count or stage_of.keys() != set(range(count)):
+    if sum(len(stage.operators) for stage in placed.values()) != count or stage_of.keys() != set(
+        range(count)
+    ):
         raise InvalidInput(f"the stages must hold each of the graph's {count} operators exactly once")
     if not all(stage.operators for stage in stages):
         raise InvalidInput("a stage without operators; leave it out")
@@ -142,11 +160,12 @@ def _evaluate(search: Search, candidate: Candidate) -> Evaluation:
 
 def _even_step_s(search: Search, best: Candidate) -> float | None:
     """Seconds of the same pipeline cut into equal numbers of operators, None if that does not fit."""
-    if len(best.devices) == 1:
+    stages = len(best.bounds) - 1
+    if stages == 1:
         return None
     line = search.lines[best.line]
     counts = np.searchsorted(np.sort(line.position_O[:-1]), np.arange(line.length))
-    shares = np.arange(1, len(best.devices)) / len(best.devices)
+    shares = np.arange(1, stages) / stages
     cuts = np.searchsorted(counts, shares * (len(line.position_O) - 1)).clip(1, line.length - 1)
     bounds = np.array([0, *cuts.tolist(), line.length + 1])
     if (np.diff(bounds) < 1).any():
@@ -159,14 +178,16 @@ def _even_step_s(search: Search, best: Candidate) -> float | None:
 def _stages(search: Search, candidate: Candidate, evaluation: Evaluation) -> tuple[Stage, ...]:
     devices = search.pricing.problem.cluster.devices
     position_O = search.lines[candidate.line].position_O[:-1]
-    stage_O = np.searchsorted(np.array(candidate.bounds[1:-1]), position_O, side="right")
+    place_O = np.searchsorted(np.array(candidate.bounds[1:-1]), position_O, side="right")
+    layout = candidate.mode.layout
     return tuple(
         Stage(
             device=devices[device].name,
-            operators=tuple(np.flatnonzero(stage_O == stage).tolist()),
+            operators=tuple(np.flatnonzero(place_O == place).tolist()),
             recompute=bool(evaluation.recompute_SN[stage, 0]),
+            share=len(layout.runs_S[stage]) if layout.positions_S.count(place) > 1 else 1,
         )
-        for stage, device in enumerate(candidate.devices)
+        for stage, (device, place) in enumerate(zip(candidate.devices, layout.positions_S, strict=True))
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import groupby
 
 
 class Schedule(StrEnum):
@@ -18,14 +20,19 @@ class Schedule(StrEnum):
 class Stage:
     """Operators that run together on one device.
 
+    Stages that follow each other with the same operators are replicas: they share the microbatches of a
+    step, and sum their gradients.
+
     Attributes:
         operators: indices into ``graph.operators``, ascending (which is the order they run in).
         recompute: keep only the stage's inputs and run the forward again in the backward.
+        share: of the microbatches, in proportion to the other replicas' shares; at least 1.
     """
 
     device: str
     operators: tuple[int, ...]
     recompute: bool = False
+    share: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +57,7 @@ class Prediction:
 class PartitionPlan:
     """Stages in pipeline order, with the predicted cost and the reasons.
 
-    The stages' order is topological: a tensor only travels from a stage to a later one.
+    The stages' order is topological: a tensor only travels from a stage to a later one that is no replica.
     """
 
     stages: tuple[Stage, ...]
@@ -58,3 +65,13 @@ class PartitionPlan:
     schedule: Schedule
     prediction: Prediction
     rationale: tuple[str, ...] = ()
+
+
+def replica_groups(stages: Sequence[Stage]) -> tuple[tuple[Stage, ...], ...]:
+    """The pipeline's stages in order, each with all its replicas."""
+    return tuple(tuple(group) for _, group in groupby(stages, lambda stage: stage.operators))
+
+
+def pipeline_positions(stages: Sequence[Stage]) -> tuple[int, ...]:
+    """Place of every stage in the pipeline, from 0; replicas have the same."""
+    return tuple(place for place, group in enumerate(replica_groups(stages)) for _ in group)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from forescale.graph.size import evaluate, tensor_bytes
 from forescale.plan.evaluation import INFEASIBLE
-from forescale.plan.partition_plan import PartitionPlan
+from forescale.plan.partition_plan import PartitionPlan, pipeline_positions, replica_groups
 from forescale.plan.problem import PartitionProblem
 from forescale.plan.search import Candidate
-from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_time
+from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_microbatches, spell_time
 
 
 def explain(
@@ -26,6 +27,7 @@ def explain(
     """
     sentences = [
         _bottleneck(plan),
+        *_replicas(problem, plan),
         *_cuts(problem, plan),
         _microbatch_count(problem, plan, candidates),
         *_alternatives(plan, candidates, even_step_s),
@@ -41,9 +43,29 @@ def _bottleneck(plan: PartitionPlan) -> str:
     return f"A step is predicted to take {spell_time(step_s)}; {where} is the bottleneck, busy {share} of it."
 
 
+def _replicas(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
+    """Of every stage that several devices hold, how they share the microbatches and what that costs."""
+    graph, groups, sentences = problem.graph, replica_groups(plan.stages), list[str]()
+    for group in groups:
+        if len(group) == 1:
+            continue
+        held = {p for o in group[0].operators for p in graph.operators[o].parameters}
+        trained = [p for name in held if (p := graph.parameters[name]).trainable]
+        size_bytes = sum(evaluate(tensor_bytes(p.shape, p.dtype), {}) for p in trained)
+        what = "the whole model" if len(groups) == 1 else f"stage {plan.stages.index(group[0])}"
+        sentences.append(
+            f"{len(group)} replicas of {what}, on {', '.join(stage.device for stage in group)}, share the "
+            f"microbatches {spell_microbatches(plan)}; at the end of a step they sum their gradients of "
+            f"{spell_bytes(size_bytes)}."
+        )
+    return sentences
+
+
 def _cuts(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
     operators, sentences = problem.graph.operators, list[str]()
     for index, (stage, following) in enumerate(zip(plan.stages[:-1], plan.stages[1:], strict=True)):
+        if stage.operators == following.operators:  # replicas
+            continue
         last, first = operators[stage.operators[-1]], operators[following.operators[0]]
         names = _sent(problem, plan, index)
         size_bytes = sum(problem.costs[plan.microbatches].tensor_bytes[name] for name in names)
@@ -90,13 +112,12 @@ def _alternatives(
     plan: PartitionPlan, candidates: Sequence[Candidate], even_step_s: float | None
 ) -> list[str]:
     step_s = plan.prediction.step_s
-    found: dict[int, float] = {}
+    found: dict[str, float] = {}
     for candidate in candidates:
-        stages = len(candidate.devices)
-        found[stages] = min(candidate.score, found.get(stages, candidate.score))
-    tried = [
-        f"{_stages(n)}: {_outcome(score)}" for n, score in sorted(found.items()) if n != len(plan.stages)
-    ]
+        kind = _kind(candidate.mode.layout.positions_S)
+        found[kind] = min(candidate.score, found.get(kind, candidate.score))
+    chosen = _kind(pipeline_positions(plan.stages))
+    tried = [f"{kind}: {_outcome(score)}" for kind, score in found.items() if kind != chosen]
     if even_step_s is not None:
         times = _ratio(even_step_s, step_s)
         tried.append(f"as many operators on every stage: {_outcome(even_step_s)} ({times:.2f} times)")
@@ -108,8 +129,11 @@ def _recomputation(plan: PartitionPlan) -> list[str]:
     return [f"To fit in memory, {' and '.join(recomputing)} runs its forward again."] if recomputing else []
 
 
-def _stages(count: int) -> str:
-    return "one device alone" if count == 1 else f"{count} stages"
+def _kind(positions: Sequence[int]) -> str:
+    """What a plan is in one or two words; replicas have equal positions."""
+    if len(positions) == 1:
+        return "one device alone"
+    return f"{len(positions)} {'stages' if positions[-1] else 'replicas'}"
 
 
 def _outcome(score: float) -> str:

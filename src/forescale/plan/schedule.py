@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from forescale.plan.partition_plan import Schedule
+from forescale.plan.partition_plan import Schedule, Stage, pipeline_positions, replica_groups
 from forescale.plan.problem import Array
 
 
@@ -63,18 +63,103 @@ def schedule_order(schedule: Schedule, stage: int, stages: int, microbatches: in
     return tuple(order)
 
 
+@lru_cache(maxsize=1024)
+def deal(shares: tuple[int, ...], microbatches: int) -> tuple[tuple[int, ...], ...]:
+    """The microbatches of every replica, so many of each ``sum(shares)`` that follow each other.
+
+    Each goes to the replica that is furthest behind its share, so that a step of fewer microbatches is
+    shared in about the same proportion.
+    """
+    dealt: list[list[int]] = [[] for _ in shares]
+    for microbatch in range(microbatches):
+        behind = [
+            share * (microbatch + 1) - len(own) * sum(shares)
+            for share, own in zip(shares, dealt, strict=True)
+        ]
+        dealt[behind.index(max(behind))].append(microbatch)
+    return tuple(map(tuple, dealt))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Which stage runs which of a step's microbatches. Axis S: stages, every replica counts as one.
+
+    Attributes:
+        positions_S: place in the pipeline, ascending; replicas have the same.
+        runs_S: the microbatches each stage runs, ascending.
+    """
+
+    microbatches: int
+    positions_S: tuple[int, ...]
+    runs_S: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, stages: Sequence[Stage], microbatches: int) -> Layout:
+        """Of a plan's stages in a step of so many microbatches."""
+        shares = [tuple(stage.share for stage in group) for group in replica_groups(stages)]
+        return cls(
+            microbatches=microbatches,
+            positions_S=pipeline_positions(stages),
+            runs_S=tuple(runs for group in shares for runs in deal(group, microbatches)),
+        )
+
+    @classmethod
+    def pipeline(cls, stages: int, microbatches: int) -> Layout:
+        """Of stages without replicas."""
+        every = tuple(range(microbatches))
+        return cls(microbatches=microbatches, positions_S=tuple(range(stages)), runs_S=(every,) * stages)
+
+    def is_last(self, stage: int) -> bool:
+        """Whether the stage ends the pipeline, so that it computes the loss."""
+        return self.positions_S[stage] == self.positions_S[-1]
+
+    def runner(self, position: int, microbatch: int) -> int:
+        """The stage at a position that runs a microbatch."""
+        return next(
+            stage
+            for stage, (place, runs) in enumerate(zip(self.positions_S, self.runs_S, strict=True))
+            if place == position and microbatch in runs
+        )
+
+    def order(self, schedule: Schedule, stage: int) -> tuple[Task, ...]:
+        """The order in which a stage works: that of a pipeline, of which each replica does its own part.
+
+        Each device that follows may have a microbatch in flight, and so may each other replica; replicas at
+        the end need not, as nothing comes back to them.
+        """
+        return _order(schedule, self, stage)
+
+    def in_flight(self, schedule: Schedule, stage: int) -> int:
+        """Most microbatches between their forward and their backward on a stage."""
+        most = now = 0
+        for phase, _ in self.order(schedule, stage):
+            now += 1 if phase is Phase.FORWARD else -1
+            most = max(most, now)
+        return most
+
+
+@lru_cache(maxsize=1024)
+def _order(schedule: Schedule, layout: Layout, stage: int) -> tuple[Task, ...]:
+    stages = len(layout.positions_S)
+    place = stages - 1 if layout.is_last(stage) else layout.positions_S.index(layout.positions_S[stage])
+    own = frozenset(layout.runs_S[stage])
+    whole = schedule_order(schedule, place, stages, layout.microbatches)
+    return tuple(task for task in whole if task[1] in own)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineTimes:
     """What one training step is made of, for N candidate pipelines of S stages at once.
 
-    Axes: S = stage, N = candidate. Where there are two S, the first sends and the second receives:
-    activations of one microbatch go to later stages, their gradients to earlier ones.
+    Axes: S = stage (each replica), N = candidate. Where there are two S, the first sends and the second
+    receives: activations of one microbatch go to later stages, their gradients to earlier ones.
 
     Attributes:
         forward_s_SN, backward_s_SN: one microbatch; the last stage's contain the loss.
         wire_s_SSN: time on a link that works beside the devices; ``-inf`` where nothing is sent.
         occupied_s_SSN: time a transfer takes from both ends; 0 where nothing is sent.
-        shares_SSN: whether two stages hold one tied parameter, so that they sum its gradients.
+        shares_SSN: whether two stages hold one parameter (a tied one, or they are replicas), so that they
+            sum its gradients.
         exchange_s_SN: time of a stage's sums of such gradients, once per step.
         reduction_s_N: time to agree on the gradients' global norm after all backwards; ``-inf``
             where no norm is needed and every stage updates its parameters as soon as it can.
@@ -91,20 +176,22 @@ class PipelineTimes:
     optimizer_s_SN: Array
 
 
-def simulate_step(schedule: Schedule, microbatches: int, times: PipelineTimes) -> Array:
+def simulate_step(schedule: Schedule, layout: Layout, times: PipelineTimes) -> Array:
     """Seconds of one training step of every candidate, shape (N,), event by event.
 
-    All stages start together and each works through :func:`schedule_order`. A task starts when its
-    stage is free and everything it reads has come. A transfer that occupies the devices delays the
+    All stages start together and each works through its part of :func:`schedule_order`. A task starts when
+    its stage is free and everything it reads has come. A transfer that occupies the devices delays the
     sender after its task and the receiver before its own, at the same time if the receiver is idle; one
     that does not queues behind earlier ones on its link while both ends compute.
     """
     stages, candidates = times.forward_s_SN.shape
     post = _Post(times)
     free_SN = [np.zeros(candidates) for _ in range(stages)]
-    for stage, phase, microbatch in _events(schedule, stages, microbatches):
+    for stage, phase, microbatch in _events(schedule, layout):
         forward = phase is Phase.FORWARD
-        earlier, later = range(stage), range(stages - 1, stage, -1)
+        with_it = [other for other in range(stages) if microbatch in layout.runs_S[other]]
+        earlier = [other for other in with_it if other < stage]
+        later = [other for other in reversed(with_it) if other > stage]
         start_s_N = post.receive(stage, earlier if forward else later, microbatch, free_SN[stage])
         end_s_N = start_s_N + (times.forward_s_SN if forward else times.backward_s_SN)[stage]
         nearest_first = reversed(later) if forward else reversed(earlier)
@@ -152,7 +239,7 @@ def _pairs(mask_SSN: npt.NDArray[np.bool_]) -> set[tuple[int, int]]:
 
 
 def _finish(end_s_SN: Array, times: PipelineTimes) -> Array:
-    """Sum tied gradients, agree on the norm, update; the step ends when the last stage has."""
+    """Sum shared gradients, agree on the norm, update; the step ends when the last stage has."""
     if times.shares_SSN.any():
         holders_s_SN = np.where(times.shares_SSN, end_s_SN, -np.inf).max(axis=1)
         end_s_SN = np.maximum(end_s_SN, holders_s_SN) + times.exchange_s_SN
@@ -161,20 +248,22 @@ def _finish(end_s_SN: Array, times: PipelineTimes) -> Array:
 
 
 @lru_cache(maxsize=1024)
-def _events(schedule: Schedule, stages: int, microbatches: int) -> tuple[tuple[int, Phase, int], ...]:
+def _events(schedule: Schedule, layout: Layout) -> tuple[tuple[int, Phase, int], ...]:
     """All stages' tasks in an order in which everything a task may wait for comes before it."""
-    orders = [schedule_order(schedule, stage, stages, microbatches) for stage in range(stages)]
-    done = [0] * stages
+    orders = [layout.order(schedule, stage) for stage in range(len(layout.positions_S))]
+    last = layout.positions_S[-1]
+    done = [0] * len(orders)
     finished: set[tuple[int, Task]] = set()
     events: list[tuple[int, Phase, int]] = []
-    while len(events) < 2 * stages * microbatches:
+    while len(events) < sum(map(len, orders)):
         for stage, order in enumerate(orders):
+            position = layout.positions_S[stage]
             while done[stage] < len(order):
                 phase, microbatch = task = order[done[stage]]
-                giver = stage - 1 if phase is Phase.FORWARD else stage + 1
-                if 0 <= giver < stages and (giver, task) not in finished:
+                giver = position - 1 if phase is Phase.FORWARD else position + 1
+                if 0 <= giver <= last and (giver, task) not in finished:
                     break
-                finished.add((stage, task))
+                finished.add((position, task))
                 done[stage] += 1
                 events.append((stage, phase, microbatch))
     return tuple(events)

@@ -19,6 +19,8 @@ from forescale.plan.evaluation import INFEASIBLE, Mode, Pricing, evaluate
 from forescale.plan.interval import IntervalProgram
 from forescale.plan.line import Line, cut
 from forescale.plan.partition_plan import Schedule
+from forescale.plan.replicas import changed_buffer, share_out
+from forescale.plan.schedule import Layout, deal
 from forescale.plan.workload import IntArray, Workload
 
 _MOST_CUTS = 5_000
@@ -33,7 +35,10 @@ _AS_GOOD = 1.001
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One split: boundaries on a line, positions of the devices in the cluster, and its score."""
+    """One split: boundaries on a line, positions of the devices in the cluster, and its score.
+
+    ``devices`` has one more per replica.
+    """
 
     score: float
     line: int
@@ -52,18 +57,45 @@ class Search:
     schedules: Sequence[Schedule]
     order: tuple[int, ...] | None
 
-    def run(self, most_stages: int) -> list[Candidate]:
-        """The best candidate of every number of stages, microbatch count and schedule, the simplest first."""
+    def run(self, most_stages: int, most_replicas: int) -> list[Candidate]:
+        """The best candidate of every number of stages, microbatch count and schedule, the simplest first.
+
+        Those without replicas come before those with.
+        """
         found = [winner for stages in range(1, most_stages + 1) for winner in self._explore(stages)]
         proposed = [candidate for candidate in found if not self._tries_all(len(candidate.devices))]
         proposed.sort(key=lambda candidate: candidate.score)
         refined = {candidate: self._refine(candidate) for candidate in proposed[:_REFINED]}
-        return [refined.get(candidate, candidate) for candidate in found]
+        pipelines = [refined.get(candidate, candidate) for candidate in found]
+        return [*pipelines, *self._replicated(most_replicas)]
+
+    def _replicated(self, most: int) -> list[Candidate]:
+        """The whole model on so many devices, which share the microbatches; the best of every count."""
+        problem, line = self.pricing.problem, self.lines[0]
+        if changed_buffer(problem.graph, range(len(problem.graph.operators))) is not None:
+            return []
+        bounds = (0, line.length + 1)
+        splits = cut([line], [np.array(bounds)[:, None]])
+        seconds_CD = (splits.spans.forward_s_CDK + splits.spans.backward_s_CDK)[..., 0]
+        winners: list[Candidate] = []
+        for replicas, (choice, count) in product(range(2, most + 1), enumerate(self.workload.counts)):
+            found: list[Candidate] = []
+            for devices in sorted({tuple(sorted(sequence)) for sequence in self._sequences(replicas)}):
+                shares = share_out(seconds_CD[choice, list(devices)], count)
+                if min(shares) == 0:  # fewer devices do as well
+                    continue
+                layout = Layout(microbatches=count, positions_S=(0,) * replicas, runs_S=deal(shares, count))
+                mode = Mode(choice=choice, layout=layout, schedule=self.schedules[0])
+                score = evaluate(self.pricing, splits, np.array(devices)[:, None], mode).score_N[0]
+                found.append(Candidate(score=float(score), line=0, bounds=bounds, devices=devices, mode=mode))
+            if found:
+                winners.append(min(found, key=lambda candidate: candidate.score))
+        return winners
 
     def _modes(self, stages: int) -> list[Mode]:
         schedules = self.schedules if stages > 1 else self.schedules[:1]
         return [
-            Mode(choice=choice, microbatches=count, schedule=schedule)
+            Mode(choice=choice, layout=Layout.pipeline(stages, count), schedule=schedule)
             for choice, count in enumerate(self.workload.counts)
             for schedule in (schedules if count > 1 else schedules[:1])
         ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from forescale.plan.partition_plan import Schedule
+from forescale.plan.partition_plan import PartitionPlan, Schedule, replica_groups
+from forescale.plan.replicas import microbatch_counts
 
 SCHEDULE_NAMES = {Schedule.ONE_F_ONE_B: "1F1B", Schedule.EAGER_1F1B: "eager 1F1B", Schedule.GPIPE: "GPipe"}
 
@@ -25,3 +26,22 @@ def spell_bytes(count: float) -> str:
 
 def spell_count(count: int, noun: str) -> str:
     return f"1 {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def spell_places(plan: PartitionPlan) -> str:
+    """Where the model runs: ``stages on cpu0, cpu1``, or ``2 replicas on cpu0, cpu1``."""
+    groups = [[stage.device for stage in group] for group in replica_groups(plan.stages)]
+    if len(groups) == 1 and len(groups[0]) > 1:
+        return f"{len(groups[0])} replicas on {', '.join(groups[0])}"
+    named = (f"{len(g)} replicas ({', '.join(g)})" if len(g) > 1 else g[0] for g in groups)
+    return f"stages on {', '.join(named)}"
+
+
+def spell_microbatches(plan: PartitionPlan) -> str:
+    """Their number; with replicas, how many each of them runs: ``5 + 3``."""
+    counts = iter(microbatch_counts(plan))
+    groups = [[next(counts) for _ in group] for group in replica_groups(plan.stages)]
+    shared = [" + ".join(map(str, group)) for group in groups if len(group) > 1]
+    if len(groups) == 1 and shared:
+        return shared[0]
+    return f"{plan.microbatches} (replicas: {', '.join(shared)})" if shared else str(plan.microbatches)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from forescale.graph.model import ModelGraph
 from forescale.plan.partition_plan import Schedule, Stage
 from forescale.plan.problem import PartitionProblem
-from forescale.plan.schedule import Phase, schedule_order
+from forescale.plan.schedule import Layout, Phase
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,24 @@ class Split:
     def device(self, stage: int) -> int:
         return [d.name for d in self.problem.cluster.devices].index(self.stages[stage].device)
 
-    def stage_of(self, operator: int) -> int:
+    @property
+    def layout(self) -> Layout:
+        return Layout.of(self.stages, self.count)
+
+    def place(self, stage: int) -> int:
+        """The first of a stage's replicas."""
+        return next(i for i, s in enumerate(self.stages) if s.operators == self.stages[stage].operators)
+
+    def place_of(self, operator: int) -> int:
         return next(i for i, s in enumerate(self.stages) if operator in s.operators)
 
+    def is_last(self, stage: int) -> bool:
+        return self.stages[stage].operators == self.stages[-1].operators
+
     def readers(self, name: str) -> set[int]:
-        """Stages that read a tensor; the last one reads the outputs, for the loss."""
-        stages = {self.stage_of(consumer) for consumer in self.graph.tensors[name].consumers}
-        return stages | {len(self.stages) - 1} if name in self.graph.outputs else stages
+        """First replicas of stages that read a tensor; the last one reads the outputs, for the loss."""
+        places = {self.place_of(consumer) for consumer in self.graph.tensors[name].consumers}
+        return places | {self.place(len(self.stages) - 1)} if name in self.graph.outputs else places
 
     def sent(self, source: int, target: int) -> list[str]:
         """Tensors one stage sends another one; gradients if ``source > target``."""
@@ -45,14 +56,14 @@ class Split:
             name
             for name, tensor in self.graph.tensors.items()
             if tensor.producer is not None
-            and self.stage_of(tensor.producer) == source != target
-            and target in self.readers(name)
+            and self.place_of(tensor.producer) == self.place(source) != self.place(target)
+            and self.place(target) in self.readers(name)
         ]
 
     def seconds(self, stage: int, phase: Phase) -> float:
         device, costs = self.device(stage), self.costs
         operators = list(self.stages[stage].operators)
-        is_last = stage == len(self.stages) - 1
+        is_last = self.is_last(stage)
         forward_s = costs.forward_s_DO[device, operators].sum() + is_last * costs.loss_forward_s_D[device]
         if phase is Phase.FORWARD:
             return float(forward_s)
@@ -68,7 +79,8 @@ class Split:
 
     def step_s(self) -> float:
         count = len(self.stages)
-        orders = [schedule_order(self.schedule, s, count, self.count) for s in range(count)]
+        orders = [self.layout.order(self.schedule, s) for s in range(count)]
+        runs = self.layout.runs_S
         done = [0] * count
         free_s = [0.0] * count
         ready_s: dict[tuple[int, int, int], float] = {}
@@ -80,7 +92,7 @@ class Split:
                 phase, microbatch = orders[stage][done[stage]]
                 forward = phase is Phase.FORWARD
                 sources = range(stage) if forward else range(count - 1, stage, -1)
-                sources = [s for s in sources if self.sent(s, stage)]
+                sources = [s for s in sources if microbatch in runs[s] and self.sent(s, stage)]
                 if any((s, stage, microbatch) not in ready_s for s in sources):
                     continue
                 time_s = free_s[stage]
@@ -89,7 +101,7 @@ class Split:
                     time_s += self.link(source, stage).occupies_device * self.message_s(source, stage)
                 time_s += self.seconds(stage, phase)
                 for target in range(stage + 1, count) if forward else range(stage - 1, -1, -1):
-                    if not self.sent(stage, target):
+                    if microbatch not in runs[target] or not self.sent(stage, target):
                         continue
                     ready_s[stage, target, microbatch] = time_s
                     if self.link(stage, target).occupies_device:
@@ -138,7 +150,7 @@ class Split:
     def memory_bytes(self, stage: int) -> float:
         graph, costs = self.graph, self.costs
         own = set(self.stages[stage].operators)
-        is_last = stage == len(self.stages) - 1
+        is_last = self.is_last(stage)
         parameters = self.held_parameters(stage)
         buffers = {b for o in own for b in graph.operators[o].buffers}
         fixed = self.bytes_of(parameters) + sum(4 * graph.buffers[b].shape[0] for b in buffers)
@@ -158,10 +170,10 @@ class Split:
                 kept[saved.name] = float(size_bytes)
         loss = is_last * costs.loss_saved_bytes
         of = costs.tensor_bytes
-        ahead = self.count
-        after = len(self.stages) - stage - 1
-        if self.schedule is not Schedule.GPIPE:
-            ahead = min(after + 1 if self.schedule is Schedule.ONE_F_ONE_B else 2 * after + 1, self.count)
+        ahead = now = 0
+        for phase, _ in self.layout.order(self.schedule, stage):
+            now += 1 if phase is Phase.FORWARD else -1
+            ahead = max(ahead, now)
         inputs = sum(of[n] for n in received)
         if self.stages[stage].recompute:
             return fixed + ahead * (inputs + sum(of[n] for n in sent)) + sum(kept.values()) + loss

@@ -9,12 +9,17 @@ from forescale.plan.partition_plan import Schedule, Stage
 from unit.plan.graphs import LOOPBACK, GraphBuilder, chain, problem
 
 
+def pipeline(request, **limits):
+    """The best plan without replicas."""
+    return partition(request, max_replicas=1, **limits)
+
+
 def sizes(plan) -> list[int]:
     return [len(stage.operators) for stage in plan.stages]
 
 
 def test_equal_devices_share_equally() -> None:
-    plan = partition(problem(chain(8)))
+    plan = pipeline(problem(chain(8)))
     assert sizes(plan) == [4, 4]
     assert plan.stages[0].operators == (0, 1, 2, 3)
     assert plan.microbatches == 4
@@ -23,7 +28,7 @@ def test_equal_devices_share_equally() -> None:
 def test_equal_busy_time_is_not_the_fastest_split() -> None:
     """The slow device's first and last task lengthen filling and draining, so it gets less than its share."""
     request = problem(chain(12), speeds=(1.0, 0.5))
-    plan = partition(request)
+    plan = pipeline(request)
     assert {stage.device: len(stage.operators) for stage in plan.stages} == {"cpu0": 9, "cpu1": 3}
     equally_busy = [
         Stage(device="cpu0", operators=tuple(range(8))),
@@ -42,7 +47,7 @@ def test_a_hopeless_device_stays_idle() -> None:
 
 def test_a_slow_link_keeps_the_model_in_one_place() -> None:
     crawling = Link(bandwidth_bytes_per_s=1.0, latency_s=10.0)
-    assert len(partition(problem(chain(6), link=crawling)).stages) == 1
+    assert len(pipeline(problem(chain(6), link=crawling)).stages) == 1
 
 
 @pytest.mark.parametrize(
@@ -53,12 +58,12 @@ def test_more_microbatches_in_flight_only_for_a_gain_worth_their_memory(
     latency_s: float, schedule: Schedule
 ) -> None:
     link = Link(bandwidth_bytes_per_s=1e9, latency_s=latency_s)
-    assert partition(problem(chain(8), link=link)).schedule is schedule
+    assert pipeline(problem(chain(8), link=link)).schedule is schedule
 
 
 def test_overhead_per_microbatch_limits_their_number() -> None:
-    many = partition(problem(chain(8), counts=(1, 2, 4, 8)))
-    few = partition(problem(chain(8), counts=(1, 2, 4, 8), overhead_s=0.2))
+    many = pipeline(problem(chain(8), counts=(1, 2, 4, 8)))
+    few = pipeline(problem(chain(8), counts=(1, 2, 4, 8), overhead_s=0.2))
     assert (many.microbatches, few.microbatches) == (8, 2)
 
 
@@ -67,17 +72,17 @@ def test_the_cut_avoids_the_wide_tensor() -> None:
     builder.add("narrow", "x", elements=1)
     builder.add("wide", "narrow", elements=100_000)
     builder.add("back", "wide", elements=1)
-    plan = partition(problem(builder.build(["back"], {"x": 8}), link=LOOPBACK))
+    plan = pipeline(problem(builder.build(["back"], {"x": 8}), link=LOOPBACK))
     assert sizes(plan) == [1, 2]
 
 
 def test_stages_and_order_can_be_limited() -> None:
     request = problem(chain(9), speeds=(1.0, 1.0, 1.0))
-    assert len(partition(request).stages) == 3
-    assert len(partition(request, max_stages=2).stages) == 2
+    assert len(pipeline(request).stages) == 3
+    assert len(pipeline(request, max_stages=2).stages) == 2
     order = ["cpu2", "cpu0"]
-    assert [stage.device for stage in partition(request, devices_order=order).stages] == order
-    assert partition(request, schedule=Schedule.GPIPE).schedule is Schedule.GPIPE
+    assert [stage.device for stage in pipeline(request, devices_order=order).stages] == order
+    assert pipeline(request, schedule=Schedule.GPIPE).schedule is Schedule.GPIPE
 
 
 def test_colocated_operators_stay_together_although_it_costs_time() -> None:
@@ -95,9 +100,9 @@ def test_colocated_operators_stay_together_although_it_costs_time() -> None:
 
 def test_recomputation_only_where_memory_asks_for_it() -> None:
     graph = chain(8, elements=1000)
-    free = partition(problem(graph, counts=(4,)), schedule=Schedule.GPIPE)
+    free = pipeline(problem(graph, counts=(4,)), schedule=Schedule.GPIPE)
     assert not any(stage.recompute for stage in free.stages)
-    tight = partition(problem(graph, counts=(4,), memory_bytes=11_000), schedule=Schedule.GPIPE)
+    tight = pipeline(problem(graph, counts=(4,), memory_bytes=11_000), schedule=Schedule.GPIPE)
     assert any(stage.recompute for stage in tight.stages)
     assert max(stage.memory_bytes for stage in tight.prediction.stages) <= 11_000
     assert tight.prediction.step_s > free.prediction.step_s
@@ -135,7 +140,7 @@ def test_a_wrong_order_of_devices_is_refused(order, message) -> None:
 
 
 def test_the_rationale_names_bottleneck_cut_and_alternatives() -> None:
-    plan = partition(problem(chain(9), seconds=[4, 1, 1, 1, 1, 1, 1, 1, 1], link=LOOPBACK))
+    plan = pipeline(problem(chain(9), seconds=[4, 1, 1, 1, 1, 1, 1, 1, 1], link=LOOPBACK))
     text = " ".join(plan.rationale)
     assert "bottleneck" in text
     first_of_second = plan.stages[1].operators[0]
@@ -147,7 +152,7 @@ def test_the_rationale_names_bottleneck_cut_and_alternatives() -> None:
 def test_large_graphs_are_cut_as_well_as_is_known_to_be_possible() -> None:
     """So many operators that not all cuts are tried."""
     request = problem(chain(1200), speeds=(1.0, 1.0, 1.0), counts=(4,))
-    plan = partition(request)
+    plan = pipeline(request)
     thirds = [Stage(device=f"cpu{i}", operators=tuple(range(400 * i, 400 * (i + 1)))) for i in range(3)]
     even = predict(request, thirds, plan.microbatches, plan.schedule)
     assert plan.prediction.step_s <= even.step_s * 1.001
@@ -190,3 +195,56 @@ def test_tied_parameters_cost_an_exchange_and_memory_on_both_holders() -> None:
     assert tied_s - frozen_s == pytest.approx(2 * LOOPBACK.transfer_s(4000))
     # Gradients and two words of optimiser state per trained weight, on each holder.
     assert [a - b for a, b in zip(tied_bytes, frozen_bytes, strict=True)] == [12_000, 12_000]
+
+
+def test_devices_share_the_microbatches_where_no_cut_is_even() -> None:
+    request = problem(chain(3, parameter_elements=4), seconds=[1, 10, 1], counts=(4,), link=LOOPBACK)
+    plan = partition(request)
+    assert [(stage.device, stage.operators, stage.share) for stage in plan.stages] == [
+        ("cpu0", (0, 1, 2), 2),
+        ("cpu1", (0, 1, 2), 2),
+    ]
+    assert plan.prediction.step_s < 0.6 * pipeline(request).prediction.step_s
+    assert plan.prediction.step_s == pytest.approx(36 / 2, rel=0.01)
+
+
+def test_a_slower_device_gets_fewer_microbatches() -> None:
+    request = problem(chain(3, parameter_elements=4), seconds=[1, 10, 1], speeds=(1.0, 0.4), counts=(10,))
+    plan = partition(request)
+    assert {stage.device: stage.share for stage in plan.stages} == {"cpu0": 7, "cpu1": 3}
+    busy_s = [stage.busy_s for stage in plan.prediction.stages]
+    assert busy_s == pytest.approx([7 * 3.6, 3 * 3.6 / 0.4])
+    text = " ".join(plan.rationale)
+    assert "2 replicas of the whole model, on cpu0, cpu1, share the microbatches 7 + 3" in text
+    assert "2 stages: " in text
+    assert "one device alone: " in text
+
+
+def test_gradients_that_take_long_to_sum_speak_against_replicas() -> None:
+    def stages(elements: int) -> list[int]:
+        return sizes(partition(problem(chain(4, parameter_elements=elements), link=LOOPBACK)))
+
+    assert stages(10) == [4, 4]
+    assert stages(1_000_000) == [2, 2]  # 16 MB at 1 MB/s
+
+
+def test_a_model_that_fits_no_device_alone_is_cut() -> None:
+    graph = chain(4, parameter_elements=1000)
+    assert sizes(partition(problem(graph, memory_bytes=70_000))) == [4, 4]
+    assert sizes(partition(problem(graph, memory_bytes=40_000))) == [2, 2]
+
+
+def test_a_stage_that_changes_buffers_has_no_replicas() -> None:
+    builder = GraphBuilder()
+    builder.buffer("running", 4)
+    builder.add("first", "x", buffers=["running"], updates="running")
+    builder.add("last", "first")
+    request = problem(builder.build(["last"], {"x": 8}), seconds=[1, 10])
+    assert sizes(partition(request)) == [1, 1]
+    both = [Stage(device=f"cpu{i}", operators=(0, 1)) for i in range(2)]
+    with pytest.raises(
+        InvalidInput, match=r"cpu0 and cpu1 cannot be replicas of one stage: .* buffer running"
+    ):
+        predict(request, both, 4, Schedule.ONE_F_ONE_B)
+    last = [Stage(device="cpu0", operators=(0,)), Stage(device="cpu1", operators=(1,))]
+    predict(request, last, 4, Schedule.ONE_F_ONE_B)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from forescale.plan.partition_plan import Schedule
-from forescale.plan.schedule import Phase, PipelineTimes, schedule_order, simulate_step
+from forescale.plan.schedule import Layout, Phase, PipelineTimes, deal, schedule_order, simulate_step
 
 F, B = Phase.FORWARD, Phase.BACKWARD
 
@@ -36,6 +36,10 @@ def times(
     )
 
 
+def step_s(schedule: Schedule, microbatches: int, times: PipelineTimes):
+    return simulate_step(schedule, Layout.pipeline(len(times.forward_s_SN), microbatches), times)
+
+
 def test_1f1b_starts_with_as_many_forwards_as_stages_follow() -> None:
     assert schedule_order(Schedule.ONE_F_ONE_B, 0, 3, 4) == (
         *((F, 0), (F, 1), (F, 2), (B, 0), (F, 3), (B, 1), (B, 2), (B, 3)),
@@ -53,8 +57,8 @@ def test_eager_1f1b_starts_with_one_more_forward_per_stage_that_follows() -> Non
 def test_eager_1f1b_hides_transfers_that_1f1b_waits_for() -> None:
     even = times([1.0, 1.0], [2.0, 2.0], wire_s=0.5)
     # Fill and drain have to wait for a transfer each; 1F1B waits for both with every other one.
-    assert simulate_step(Schedule.EAGER_1F1B, 8, even) == pytest.approx(8 * 3 + 3 + 2 * 0.5)
-    assert simulate_step(Schedule.ONE_F_ONE_B, 8, even) == pytest.approx(8 * 3 + 3 + 4 * 2 * 0.5)
+    assert step_s(Schedule.EAGER_1F1B, 8, even) == pytest.approx(8 * 3 + 3 + 2 * 0.5)
+    assert step_s(Schedule.ONE_F_ONE_B, 8, even) == pytest.approx(8 * 3 + 3 + 4 * 2 * 0.5)
 
 
 def test_gpipe_does_all_forwards_first() -> None:
@@ -74,18 +78,18 @@ def test_every_task_once_and_a_forward_before_its_backward(schedule, stages, mic
 @pytest.mark.parametrize("schedule", Schedule)
 @pytest.mark.parametrize(("stages", "microbatches"), [(1, 4), (2, 4), (4, 8)])
 def test_equal_stages_fill_work_and_drain(schedule, stages, microbatches) -> None:
-    step_s = simulate_step(schedule, microbatches, times([1.0] * stages, [2.0] * stages, wire_s=0.0))
-    assert step_s == pytest.approx(3.0 * (microbatches + stages - 1))
+    even = times([1.0] * stages, [2.0] * stages, wire_s=0.0)
+    assert step_s(schedule, microbatches, even) == pytest.approx(3.0 * (microbatches + stages - 1))
 
 
 def test_a_link_beside_the_devices_delays_but_does_not_occupy() -> None:
-    beside = simulate_step(Schedule.GPIPE, 4, times([1.0, 1.0], [1.0, 1.0], wire_s=0.5))
+    beside = step_s(Schedule.GPIPE, 4, times([1.0, 1.0], [1.0, 1.0], wire_s=0.5))
     assert beside == pytest.approx(2 * (4 + 1) + 2 * 0.5)
 
 
 def test_a_transfer_on_the_devices_costs_both_ends_every_microbatch() -> None:
     # The sender spends half a second after each forward, the receiver as much before each of its own.
-    occupying = simulate_step(Schedule.GPIPE, 4, times([1.0, 1.0], [1.0, 1.0], occupied_s=0.5))
+    occupying = step_s(Schedule.GPIPE, 4, times([1.0, 1.0], [1.0, 1.0], occupied_s=0.5))
     first_forward_s, last_backward_s = 1.0, 0.5 + 1.0
     assert occupying == pytest.approx(
         first_forward_s + 4 * (0.5 + 1.0) + 4 * (1.0 + 0.5) - 0.5 + last_backward_s
@@ -93,20 +97,20 @@ def test_a_transfer_on_the_devices_costs_both_ends_every_microbatch() -> None:
 
 
 def test_stages_without_messages_do_not_wait_for_each_other() -> None:
-    assert simulate_step(Schedule.ONE_F_ONE_B, 2, times([1.0, 5.0], [0.0, 0.0])) == pytest.approx(10.0)
+    assert step_s(Schedule.ONE_F_ONE_B, 2, times([1.0, 5.0], [0.0, 0.0])) == pytest.approx(10.0)
 
 
 def test_an_update_waits_for_all_stages_only_if_the_norm_is_needed() -> None:
     early = times([1.0, 1.0], [1.0, 1.0], wire_s=0.0, optimizer_s=(0.0, 0.75))
-    assert simulate_step(Schedule.GPIPE, 1, early) == pytest.approx(4.0)
+    assert step_s(Schedule.GPIPE, 1, early) == pytest.approx(4.0)
     clipped = times([1.0, 1.0], [1.0, 1.0], wire_s=0.0, optimizer_s=(0.0, 0.75), reduction_s=0.25)
-    assert simulate_step(Schedule.GPIPE, 1, clipped) == pytest.approx(5.0)
+    assert step_s(Schedule.GPIPE, 1, clipped) == pytest.approx(5.0)
 
 
 def test_tied_gradients_are_summed_after_the_last_holder() -> None:
     apart = times([1.0, 1.0], [1.0, 1.0], wire_s=0.0)
     tied = replace(apart, shares_SSN=~np.eye(2, dtype=bool)[..., None], exchange_s_SN=np.full((2, 1), 0.5))
-    assert simulate_step(Schedule.GPIPE, 1, tied) == pytest.approx(4.5)
+    assert step_s(Schedule.GPIPE, 1, tied) == pytest.approx(4.5)
 
 
 def test_candidates_do_not_influence_each_other() -> None:
@@ -115,5 +119,34 @@ def test_candidates_do_not_influence_each_other() -> None:
     joined: dict = {n: np.concatenate([getattr(one, n), getattr(other, n)], axis=-1) for n in arrays}
     both = PipelineTimes(**joined)
     for schedule in Schedule:
-        alone = [simulate_step(schedule, 3, t)[0] for t in (one, other)]
-        assert simulate_step(schedule, 3, both).tolist() == pytest.approx(alone)
+        alone = [step_s(schedule, 3, t)[0] for t in (one, other)]
+        assert step_s(schedule, 3, both).tolist() == pytest.approx(alone)
+
+
+@pytest.mark.parametrize("shares", [(1,), (1, 1), (7, 3), (5, 1, 2), (4, 4, 1)])
+def test_replicas_get_their_shares_of_any_number_of_microbatches(shares: tuple[int, ...]) -> None:
+    whole = sum(shares)
+    assert [len(own) for own in deal(shares, 2 * whole)] == [2 * share for share in shares]
+    for count in range(1, whole):
+        dealt = deal(shares, count)
+        assert sorted(m for own in dealt for m in own) == list(range(count))
+        assert all(
+            abs(len(own) - count * share / whole) < 1 for own, share in zip(dealt, shares, strict=True)
+        )
+
+
+def test_each_replica_runs_its_part_of_the_pipelines_order() -> None:
+    layout = Layout(microbatches=4, positions_S=(0, 0, 1), runs_S=((0, 2), (1, 3), (0, 1, 2, 3)))
+    assert layout.order(Schedule.ONE_F_ONE_B, 0) == ((F, 0), (F, 2), (B, 0), (B, 2))
+    assert layout.order(Schedule.ONE_F_ONE_B, 1) == ((F, 1), (F, 3), (B, 1), (B, 3))
+    assert [layout.in_flight(Schedule.ONE_F_ONE_B, stage) for stage in range(3)] == [2, 2, 1]
+    assert [layout.runner(0, microbatch) for microbatch in range(4)] == [0, 1, 0, 1]
+
+
+def test_replicas_without_messages_work_side_by_side_and_then_sum_their_gradients() -> None:
+    layout = Layout(microbatches=4, positions_S=(0, 0), runs_S=deal((3, 1), 4))
+    alone = times([1.0, 3.0], [2.0, 6.0])
+    assert simulate_step(Schedule.ONE_F_ONE_B, layout, alone) == pytest.approx(9.0)
+    shared = replace(alone, shares_SSN=~np.eye(2, dtype=bool)[..., None], exchange_s_SN=np.full((2, 1), 0.5))
+    assert simulate_step(Schedule.ONE_F_ONE_B, layout, shared) == pytest.approx(9.5)
+    assert [layout.in_flight(Schedule.ONE_F_ONE_B, stage) for stage in (0, 1)] == [1, 1]

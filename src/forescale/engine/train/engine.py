@@ -7,7 +7,7 @@ import pickle
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -37,7 +37,8 @@ from forescale.engine.train.task import Batch, TrainingTask, batch_rows, microba
 from forescale.engine.train.wiring import wire
 from forescale.graph.capture import CapturedModel
 from forescale.plan.moves import holders
-from forescale.plan.partition_plan import PartitionPlan
+from forescale.plan.partition_plan import PartitionPlan, replica_groups
+from forescale.plan.replicas import check_replicas
 
 
 @dataclass(slots=True)
@@ -48,7 +49,7 @@ class _StepInFlight:
     rows: int
     tokens: int
     predicted_s: float
-    loss: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict[str, float])
     reports: dict[str, StageReport] = field(default_factory=dict[str, StageReport])
     ended_s: float = 0.0
 
@@ -84,6 +85,7 @@ class TrainingEngine:
         self._captured: CapturedModel
         self._plan: PartitionPlan
         self._fed: Mapping[str, tuple[str, ...]]  # device -> the batch inputs its stage reads
+        self._ends: Set[str]  # the devices of the last stage
         self._steps: dict[int, _StepInFlight] = {}
         self._switches: dict[int, _Switch] = {}
         self._next_switch: int | None = None
@@ -152,7 +154,12 @@ class TrainingEngine:
         return tuple(pickle.loads(answers[name].frames[0]) for name in self._names)  # noqa: S301 - our own
 
     def start(self, plan: PartitionPlan, checkpoint: Checkpoint | None = None) -> None:
-        """Gives every worker its part of the model, with the state of ``checkpoint`` if there is one."""
+        """Gives every worker its part of the model, with the state of ``checkpoint`` if there is one.
+
+        Raises:
+            InvalidInput: the plan has replicas of a stage that changes buffers.
+        """
+        check_replicas(self._captured.graph, plan.stages)
         self._enact(plan)
         held = holders(self._captured.graph, plan)
         persistent = set(checkpoint.names()) if checkpoint else set[str]()
@@ -223,10 +230,9 @@ class TrainingEngine:
             tokens=next(iter(inputs.values())).numel(),
             predicted_s=predict_s(self._plan),
         )
-        last = self._plan.stages[-1].device
         for name in self._names:
             fed = {n: inputs[n] for n in self._fed.get(name, ())}
-            meta, frames = encode_batch(fed, batch if name == last else None)
+            meta, frames = encode_batch(fed, batch if name in self._ends else None)
             self._crew.send(name, {**header, "tensors": meta}, frames)
         self._steps_since_prepare += 1
 
@@ -234,6 +240,7 @@ class TrainingEngine:
         self._plan = plan
         graph = self._captured.graph
         self._fed = {stage.device: wire(graph, plan, i).fed for i, stage in enumerate(plan.stages)}
+        self._ends = {stage.device for stage in replica_groups(plan.stages)[-1]}
 
     def _weights(self, batch: Batch, parts: Sequence[int]) -> list[float]:
         if self._task.weight is None:
@@ -247,7 +254,12 @@ class TrainingEngine:
         return [weight / total for weight in weights]
 
     def execute(self, command: Repartition) -> None:
-        """Lets the workers prepare a plan; it is switched to at a step boundary soon after."""
+        """Lets the workers prepare a plan; it is switched to at a step boundary soon after.
+
+        Raises:
+            InvalidInput: the plan has replicas of a stage that changes buffers.
+        """
+        check_replicas(self._captured.graph, command.plan.stages)
         self._plans_made += 1
         self._switches[self._plans_made] = _Switch(command=command, before=self._plan)
         self._next_switch = self._plans_made
@@ -319,7 +331,7 @@ class TrainingEngine:
     def _stepped(self, sender: str, header: Mapping[str, Any]) -> None:
         step = self._steps[header["step"]]
         step.reports[sender] = StageReport(**header["report"])
-        step.loss += header["loss"]
+        step.losses[sender] = header["loss"]
         step.ended_s = max(step.ended_s, header["end_s"])
         if len(step.reports) < len(self._names):
             return
@@ -328,7 +340,7 @@ class TrainingEngine:
             StepFinished(
                 step=header["step"],
                 step_s=step.ended_s - self._last_end_s,
-                loss=step.loss,
+                loss=sum(step.losses[name] for name in self._names),
                 binding=step.binding,
                 rows=step.rows,
                 tokens=step.tokens,

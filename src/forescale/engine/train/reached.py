@@ -27,12 +27,17 @@ def reached_parameters(graph: ModelGraph, outputs: Iterable[str]) -> frozenset[s
 
 
 class Reached:
-    """Learns on the last stage which outputs the loss used, and tells the other stages."""
+    """Learns on the last stage which outputs the loss used, and tells the other stages.
 
-    def __init__(self, graph: ModelGraph, stage: int, ranks: Sequence[int], peers: Peers) -> None:
+    Args:
+        ranks: the workers of all stages.
+        ends: those of the last stage, which has several if it has replicas.
+    """
+
+    def __init__(self, graph: ModelGraph, ranks: Sequence[int], ends: Sequence[int], peers: Peers) -> None:
         self._outputs = [name for name in graph.outputs if graph.tensors[name].requires_grad]
-        self._is_last = stage == len(ranks) - 1
         self._ranks = ranks
+        self._ends = ends
         self._peers = peers
         self._used: set[str] = set()
 
@@ -65,11 +70,13 @@ class Reached:
         return self._untouched(frozenset(self._used))
 
     def _exchange(self) -> None:
-        mask = torch.tensor([name in self._used for name in self._outputs], device=self._peers.device)
-        if self._is_last:
-            works = [self._peers.send(mask, rank, back=True) for rank in self._ranks[:-1]]
-        else:
-            works = [self._peers.receive(mask, self._ranks[-1], back=True)]
+        own = torch.tensor([name in self._used for name in self._outputs], device=self._peers.device)
+        me = self._peers.rank
+        masks = {rank: torch.empty_like(own) for rank in self._ends if rank != me}
+        works = [self._peers.receive(mask, rank) for rank, mask in masks.items()]
+        if me in self._ends:
+            works += [self._peers.send(own, rank) for rank in self._ranks if rank != me]
         for work in works:
             work.wait()
-        self._used = {name for name, used in zip(self._outputs, mask.tolist(), strict=True) if used}
+        used = torch.stack([own, *masks.values()]).any(dim=0)
+        self._used = {name for name, seen in zip(self._outputs, used.tolist(), strict=True) if seen}

@@ -19,8 +19,8 @@ from forescale.engine.train.wiring import Wiring, wire
 from forescale.graph.model import ModelGraph
 from forescale.graph.program import Program, compile_program
 from forescale.graph.size import compile_sizes
-from forescale.plan.partition_plan import PartitionPlan
-from forescale.plan.schedule import Phase, schedule_order
+from forescale.plan.partition_plan import PartitionPlan, pipeline_positions
+from forescale.plan.schedule import Layout, Phase
 
 Binding = Mapping[str, int]
 
@@ -80,7 +80,8 @@ def compile_stage(
     modules: Mapping[str, Callable[..., Any]],
 ) -> CompiledStage:
     wiring = wire(graph, plan, index)
-    results = graph.outputs if index == len(plan.stages) - 1 else tuple(wiring.sent)
+    positions = pipeline_positions(plan.stages)
+    results = graph.outputs if positions[index] == positions[-1] else tuple(wiring.sent)
     outputs = tuple(dict.fromkeys((*results, *wiring.updates.values())))
     return CompiledStage(
         index=index,
@@ -119,23 +120,26 @@ class StageExecutor:
         self._peers = peers
         self._held = held
         self._stopwatch = stopwatch
-        self._is_last = compiled.index == len(compiled.plan.stages) - 1
+        self._layout = Layout.of(plan.stages, plan.microbatches)
+        self._is_last = self._layout.is_last(compiled.index)
         self._recompute = compiled.plan.stages[compiled.index].recompute
         self._tag_of = {name: position for position, name in enumerate(graph.tensors)}
         self._received: dict[tuple[Phase, int], Received] = {}
         self._running: dict[int, _Running] = {}
         self._gradient_sends: list[Work] = []
-        self._reached = Reached(graph, compiled.index, self._ranks, peers)
+        ends = [rank for stage, rank in enumerate(self._ranks) if self._layout.is_last(stage)]
+        self._reached = Reached(graph, self._ranks, ends, peers)
         self.untouched: frozenset[str] = frozenset()
 
     def run(self, step: int, microbatches: Sequence[Microbatch]) -> torch.Tensor:
         """Accumulates the gradients of one step.
 
         Returns:
-            The step's loss on the last stage (detached), zero elsewhere.
+            The loss of this stage's microbatches on the last stage (detached), zero elsewhere.
         """
         plan = self._stage.plan
-        order = schedule_order(plan.schedule, self._stage.index, len(plan.stages), len(microbatches))
+        self._layout = Layout.of(plan.stages, len(microbatches))
+        order = self._layout.order(plan.schedule, self._stage.index)
         total = torch.zeros((), dtype=torch.float64, device=self._peers.device)
         self._reached.start()
         for position, (phase, index) in enumerate(order):
@@ -152,6 +156,10 @@ class StageExecutor:
             self.untouched = self._reached.untouched()
         return total
 
+    def _rank(self, position: int, microbatch: int) -> int:
+        """The worker that runs a microbatch of the stage at a position."""
+        return self._ranks[self._layout.runner(position, microbatch)]
+
     def _tag(self, name: str, microbatch: int) -> int:
         return self._tag_of[name] + microbatch * len(self._tag_of)
 
@@ -165,10 +173,13 @@ class StageExecutor:
             return
         with self._stopwatch.time(Activity.TRANSFER):
             received: Received = []
-            for name, stage in self._expected(phase):
+            for name, position in self._expected(phase):
                 tensor = self._empty(name, microbatch.binding)
                 work = self._peers.receive(
-                    tensor, self._ranks[stage], back=phase is Phase.BACKWARD, tag=self._tag(name, index)
+                    tensor,
+                    self._rank(position, index),
+                    back=phase is Phase.BACKWARD,
+                    tag=self._tag(name, index),
                 )
                 received.append((work, tensor))
             self._received[phase, index] = received
@@ -177,10 +188,10 @@ class StageExecutor:
         if phase is Phase.FORWARD:
             return list(self._stage.wiring.received.items())
         return [
-            (name, stage)
-            for name, stages in self._stage.wiring.sent.items()
+            (name, position)
+            for name, positions in self._stage.wiring.sent.items()
             if self._carries(name)
-            for stage in stages
+            for position in positions
         ]
 
     def _carries(self, name: str) -> bool:
@@ -206,12 +217,12 @@ class StageExecutor:
         for buffer, tensor in self._stage.wiring.updates.items():
             self._held[buffer] = results[tensor].detach()
         with self._stopwatch.time(Activity.TRANSFER):
-            for name, stages in self._stage.wiring.sent.items():
-                for stage in stages:
+            for name, positions in self._stage.wiring.sent.items():
+                for position in positions:
                     running.sends.append(
                         self._peers.send(
                             results[name].detach(),
-                            self._ranks[stage],
+                            self._rank(position, index),
                             back=False,
                             tag=self._tag(name, index),
                         )
@@ -272,19 +283,21 @@ class StageExecutor:
         arrived = iter(gradients)
         return [
             torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
-            for name, stages in self._stage.wiring.sent.items()
+            for name, positions in self._stage.wiring.sent.items()
             if self._carries(name)
-            for parts in [[next(arrived) for _ in stages]]
+            for parts in [[next(arrived) for _ in positions]]
         ]
 
     def _send_gradients(self, index: int, running: _Running) -> None:
         inputs = dict(zip(self._stage.program.inputs, running.inputs, strict=True))
-        carrying = {n: stage for n, stage in self._stage.wiring.received.items() if self._carries(n)}
+        carrying = {n: place for n, place in self._stage.wiring.received.items() if self._carries(n)}
         with self._stopwatch.time(Activity.TRANSFER):
-            for name, stage in carrying.items():
+            for name, position in carrying.items():
                 tensor = inputs[name]
                 gradient = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
-                work = self._peers.send(gradient, self._ranks[stage], back=True, tag=self._tag(name, index))
+                work = self._peers.send(
+                    gradient, self._rank(position, index), back=True, tag=self._tag(name, index)
+                )
                 self._gradient_sends.append(work)
             self._finish_sends(self._gradient_sends, leave=_SENDING * len(carrying))
 

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from forescale.graph.model import ModelGraph
-from forescale.plan.partition_plan import PartitionPlan
+from forescale.plan.partition_plan import PartitionPlan, pipeline_positions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wiring:
-    """One stage's place in a plan.
+    """One stage's place in a plan; stages are named by their position, which replicas share.
 
     Attributes:
-        received: tensor -> the stage that makes it, for what this stage reads of other stages.
-        sent: tensor -> later stages that read it, ascending.
+        received: tensor -> position of the stage that makes it, for what this stage reads of others.
+        sent: tensor -> positions of the later stages that read it, ascending.
         updates: buffer -> tensor this stage makes that becomes its new value.
         fed: batch inputs this stage reads.
     """
@@ -28,8 +28,11 @@ class Wiring:
 
 def wire(graph: ModelGraph, plan: PartitionPlan, stage: int) -> Wiring:
     """What a stage receives, sends and updates; the last one also reads the model's outputs."""
-    stage_of = {index: i for i, s in enumerate(plan.stages) for index in s.operators}
-    last = len(plan.stages) - 1
+    positions = pipeline_positions(plan.stages)
+    place, last = positions[stage], positions[-1]
+    stage_of = {
+        index: position for position, s in zip(positions, plan.stages, strict=True) for index in s.operators
+    }
     readers: dict[str, set[int]] = {
         tensor.name: {stage_of[consumer] for consumer in tensor.consumers}
         for tensor in graph.tensors.values()
@@ -43,14 +46,14 @@ def wire(graph: ModelGraph, plan: PartitionPlan, stage: int) -> Wiring:
             continue
         made_by = stage_of[tensor.producer]
         others = readers[tensor.name] - {made_by}
-        if made_by == stage and others:
+        if made_by == place and others:
             sent[tensor.name] = tuple(sorted(others))
-        elif stage in others:
+        elif place in others:
             received[tensor.name] = made_by
     updates = {
         update.buffer: update.tensor
         for update in graph.buffer_updates
-        if (producer := graph.tensors[update.tensor].producer) is not None and stage_of[producer] == stage
+        if (producer := graph.tensors[update.tensor].producer) is not None and stage_of[producer] == place
     }
-    fed = tuple(name for name in graph.inputs if stage in readers[name])
+    fed = tuple(name for name in graph.inputs if place in readers[name])
     return Wiring(received=received, sent=sent, updates=updates, fed=fed)

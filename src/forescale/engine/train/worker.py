@@ -21,7 +21,7 @@ from forescale.engine.channel import Channel, Message
 from forescale.engine.messages import StageReport
 from forescale.engine.tensors import pack, unpack
 from forescale.engine.train.assignment import Assignment
-from forescale.engine.train.gradients import clip, sum_tied
+from forescale.engine.train.gradients import clip, sum_shared
 from forescale.engine.train.hand_over import decode_batch
 from forescale.engine.train.holdings import Holdings
 from forescale.engine.train.migration import migrate
@@ -144,7 +144,7 @@ class _Worker:
 
     def _take_over(self, plan: PartitionPlan, compiled: CompiledStage | None) -> None:
         self._plan = plan
-        self._tied = {
+        self._shared = {
             name: [self._assignment.ranks[d] for d in devices]
             for name, devices in holders(self._graph, plan).items()
             if len(devices) > 1 and name in self._graph.parameters and self._graph.parameters[name].trainable
@@ -213,8 +213,8 @@ class _Worker:
 
     def _complete_gradients(self) -> None:
         untouched = self._executor.untouched if self._executor is not None else frozenset[str]()
-        tied = {name: ranks for name, ranks in self._tied.items() if name not in untouched}
-        sum_tied(self._holdings.trainable(), tied, self._peers)
+        shared = {name: ranks for name, ranks in self._shared.items() if name not in untouched}
+        sum_shared(self._holdings.trainable(), shared, self._peers)
         for name, parameter in self._holdings.trainable().items():
             if name in untouched:
                 parameter.grad = None
