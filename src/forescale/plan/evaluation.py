@@ -85,12 +85,11 @@ def evaluate(
     """Predict one step of every candidate.
 
     Args:
-        splits: without replicas; the mode says which stages have them.
+        splits: with the replicas that the mode says.
         devices_SN: positions of the stages' devices on axis D.
         recompute_SN: stages that recompute; None: those that do not fit otherwise.
     """
     shape, problem, layout = devices_SN.shape, pricing.problem, mode.layout
-    splits = splits.replicated(layout.positions_S)
     device_K, every_K = devices_SN.ravel(), np.arange(devices_SN.size)
     runs_S = [set(runs) for runs in layout.runs_S]
     together_SS1 = np.array([[len(a & b) for b in runs_S] for a in runs_S])[..., None]
@@ -118,7 +117,7 @@ def evaluate(
         backward_s_SN=backward_K.reshape(shape),
         wire_s_SSN=np.where(traffic.present_SSN, traffic.message_s_SSN - traffic.occupied_s_SSN, -np.inf),
         occupied_s_SSN=traffic.occupied_s_SSN,
-        shares_SSN=splits.shared_bytes_SSN > 0,
+        shares_SSN=splits.summed_bytes_SSN > 0,
         exchange_s_SN=traffic.exchange_s_SN,
         reduction_s_N=_reduction_s_N(pricing, devices_SN),
         optimizer_s_SN=optimizer_K.reshape(shape),
@@ -161,9 +160,10 @@ def _price(pricing: Pricing, splits: Splits, devices_SN: IntArray, choice: int) 
     occupies_SSN, unit_s_SSN = pricing.occupies_DD[ends], pricing.unit_s_DD[ends]
     bytes_SSN = splits.bytes_CSSN[choice]
     message_s_SSN = splits.messages_SSN * pricing.latency_s_DD[ends] + bytes_SSN * unit_s_SSN
-    shared_SSN = splits.shared_bytes_SSN
-    # Each holder sends its gradient to each other one; only a link beside the devices does both ways at once.
-    sum_s_SSN = (shared_SSN > 0) * (pricing.latency_s_DD[ends] + shared_SSN * unit_s_SSN) * (1 + occupies_SSN)
+    summed_SSN = splits.summed_bytes_SSN
+    # Each holder sends each other one twice; only a link beside the devices does both ways at once.
+    latency_s_SSN = 2 * (summed_SSN > 0) * pricing.latency_s_DD[ends]
+    sum_s_SSN = (latency_s_SSN + summed_SSN * unit_s_SSN) * (1 + occupies_SSN)
     exchange_s_SN = sum_s_SSN.sum(axis=1)
     return _Traffic(
         present_SSN=splits.messages_SSN > 0,

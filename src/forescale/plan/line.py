@@ -12,7 +12,7 @@ S = stage, N = candidate split, B = boundary of stages.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -149,18 +149,31 @@ class Line:
             trainable_bytes_K=trainable_bytes_K,
         )
 
-    def shared_bytes(self, bounds_BN: IntArray) -> Array:
-        """Bytes of the trained parameters that two stages both hold, shape (S, S, N), 0 on the diagonal."""
-        touches, stages = self._parameters, len(bounds_BN) - 1
-        shared_bytes_SSN = np.zeros((stages, stages, bounds_BN.shape[1]))
+    def summed_bytes(self, bounds_BN: IntArray, positions_S: IntArray, trainable_bytes_SN: Array) -> Array:
+        """Bytes that stages send each other to sum gradients, shape (S, S, N), 0 on the diagonal.
+
+        Each of h holders of a parameter adds up one part of its gradient and sends it to the others, so that
+        two of them exchange 2/h of it.
+
+        Args:
+            bounds_BN: boundaries of the positions; ``positions_S`` the stages' positions, replicas' equal.
+            trainable_bytes_SN: of the parameters that each stage holds.
+        """
+        touches, tied_bytes_SN = self._parameters, np.zeros_like(trainable_bytes_SN)
+        summed_bytes_SSN = np.zeros((len(positions_S), *trainable_bytes_SN.shape))
         tied_I = np.flatnonzero(np.bincount(touches.item_E) > 1)
         for item in tied_I[self.workload.trainable_bytes_I[tied_I] > 0]:
             position_E = touches.position_E[touches.item_E == item, None, None]
             reads_ESN = (position_E >= bounds_BN[:-1]) & (position_E < bounds_BN[1:])
-            held_SN = reads_ESN.max(axis=0).astype(float)
-            shared_bytes_SSN += self.workload.trainable_bytes_I[item] * held_SN[:, None] * held_SN
-        shared_bytes_SSN[np.arange(stages), np.arange(stages)] = 0
-        return shared_bytes_SSN
+            held_SN = reads_ESN.max(axis=0).astype(float)[positions_S]
+            size_bytes = self.workload.trainable_bytes_I[item]
+            tied_bytes_SN = tied_bytes_SN + size_bytes * held_SN
+            summed_bytes_SSN += 2 * size_bytes / held_SN.sum(axis=0) * held_SN[:, None] * held_SN
+        replicas_SS = np.equal.outer(positions_S, positions_S)
+        number_S1 = replicas_SS.sum(axis=1)[:, None]
+        summed_bytes_SSN += replicas_SS[..., None] * (2 * (trainable_bytes_SN - tied_bytes_SN) / number_S1)
+        summed_bytes_SSN[np.arange(len(positions_S)), np.arange(len(positions_S))] = 0
+        return summed_bytes_SSN
 
     def _largest_workspace(self, start_K: IntArray, end_K: IntArray) -> Array:
         first_K, stop_K = self._first_P[start_K], self._first_P[end_K]
@@ -180,9 +193,9 @@ class Splits:
         spans: costs of its stages, axis K being stage-major: ``k = s * N + n``.
         bytes_CSSN: sent per microbatch from a stage to another: tensors to later ones, their
             gradients to earlier ones; ``messages_SSN`` their number.
-        shared_bytes_SSN: trained parameters that both stages hold.
+        summed_bytes_SSN: gradients that both send each other once per step, see :meth:`Line.summed_bytes`.
 
-    With replicas, axis S has them all, and ``bounds_BN`` still only the places they share.
+    Axis S has all replicas; ``bounds_BN`` only the positions they share.
     """
 
     line_N: IntArray
@@ -190,45 +203,28 @@ class Splits:
     spans: Spans
     bytes_CSSN: Array
     messages_SSN: Array
-    shared_bytes_SSN: Array
-
-    @property
-    def stages(self) -> int:
-        return len(self.shared_bytes_SSN)
+    summed_bytes_SSN: Array
 
     def take(self, index_N: IntArray) -> Splits:
+        stages, candidates = len(self.summed_bytes_SSN), len(self.line_N)
+        index_K = (np.arange(stages)[:, None] * candidates + index_N).ravel()
+        spans = {f.name: getattr(self.spans, f.name)[..., index_K] for f in fields(Spans)}
         rest = {f.name: getattr(self, f.name)[..., index_N] for f in fields(Splits) if f.name != "spans"}
-        return Splits(spans=self._spans(np.arange(self.stages), index_N), **rest)
-
-    def replicated(self, positions_S: Sequence[int]) -> Splits:
-        """The same splits with each stage as often as its position is given; replicas share parameters."""
-        index_S = np.array(positions_S)
-        if len(index_S) == self.stages:
-            return self
-        spans = self._spans(index_S, np.arange(len(self.line_N)))
-        pairs = np.ix_(index_S, index_S)
-        replicas_SS1 = (np.equal.outer(index_S, index_S) & ~np.eye(len(index_S), dtype=bool))[..., None]
-        trainable_bytes_SN = spans.trainable_bytes_K.reshape(len(index_S), -1)
-        return replace(
-            self,
-            spans=spans,
-            bytes_CSSN=self.bytes_CSSN[:, index_S][:, :, index_S],
-            messages_SSN=self.messages_SSN[pairs],
-            shared_bytes_SSN=self.shared_bytes_SSN[pairs] + replicas_SS1 * trainable_bytes_SN,
-        )
-
-    def _spans(self, index_S: IntArray, index_N: IntArray) -> Spans:
-        index_K = (index_S[:, None] * len(self.line_N) + index_N).ravel()
-        return Spans(**{f.name: getattr(self.spans, f.name)[..., index_K] for f in fields(Spans)})
+        return Splits(spans=Spans(**spans), **rest)
 
 
-def cut(lines: Sequence[Line], bounds: Sequence[IntArray]) -> Splits:
-    """All candidates together that ``bounds[l]``, shape (B, N_l), makes of ``lines[l]``."""
+def cut(lines: Sequence[Line], bounds: Sequence[IntArray], positions: Sequence[int] | None = None) -> Splits:
+    """All candidates together that ``bounds[l]``, shape (B, N_l), makes of ``lines[l]``.
+
+    Args:
+        positions: of the stages on axis S, where some have replicas.
+    """
+    positions_S = np.arange(len(bounds[0]) - 1) if positions is None else np.array(positions)
     parts = [
-        _cut(index, line, bounds_BN)
+        _cut(index, line, bounds_BN, positions_S)
         for index, (line, bounds_BN) in enumerate(zip(lines, bounds, strict=True))
     ]
-    stages = parts[0].stages
+    stages = len(positions_S)
 
     def joined(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
         return np.concatenate(arrays, axis=-1)
@@ -242,29 +238,32 @@ def cut(lines: Sequence[Line], bounds: Sequence[IntArray]) -> Splits:
     return Splits(spans=Spans(**spans), **rest)
 
 
-def _cut(index: int, line: Line, bounds_BN: IntArray) -> Splits:
+def _cut(index: int, line: Line, bounds_BN: IntArray, positions_S: IntArray) -> Splits:
     work, tensors = line.workload, line.tensors
-    stages, candidates, counts = len(bounds_BN) - 1, bounds_BN.shape[1], len(work.counts)
-    bytes_CSSN = np.zeros((counts, stages, stages, candidates))
-    messages_SSN = np.zeros((stages, stages, candidates))
+    places, candidates, counts = len(bounds_BN) - 1, bounds_BN.shape[1], len(work.counts)
+    bytes_CSSN = np.zeros((counts, places, places, candidates))
+    messages_SSN = np.zeros((places, places, candidates))
     carries_I = (work.gradient_bytes_CI > 0).any(axis=0)
     weight_I = np.vstack([work.message_bytes_CI, work.gradient_bytes_CI, np.ones_like(carries_I), carries_I])
     weight_E = weight_I[:, tensors.item_E]
-    made_SEN = [tensors.made_within(bounds_BN[s], bounds_BN[s + 1]) for s in range(stages - 1)]
-    for target in range(1, stages):
+    made_SEN = [tensors.made_within(bounds_BN[s], bounds_BN[s + 1]) for s in range(places - 1)]
+    for target in range(1, places):
         read_EN = tensors.within(bounds_BN[target], bounds_BN[target + 1])
         for source in range(target):
             sent = weight_E @ (read_EN & made_SEN[source]).astype(float)
             bytes_CSSN[:, source, target] = sent[:counts]
             bytes_CSSN[:, target, source] = sent[counts : 2 * counts]
             messages_SSN[source, target], messages_SSN[target, source] = sent[2 * counts :]
+    spans = line.spans(bounds_BN[:-1][positions_S].ravel(), bounds_BN[1:][positions_S].ravel())
+    trainable_bytes_SN = spans.trainable_bytes_K.reshape(-1, candidates)
+    pairs = np.ix_(positions_S, positions_S)
     return Splits(
         line_N=np.full(candidates, index),
         bounds_BN=bounds_BN,
-        spans=line.spans(bounds_BN[:-1].ravel(), bounds_BN[1:].ravel()),
-        bytes_CSSN=bytes_CSSN,
-        messages_SSN=messages_SSN,
-        shared_bytes_SSN=line.shared_bytes(bounds_BN),
+        spans=spans,
+        bytes_CSSN=bytes_CSSN[:, *pairs],
+        messages_SSN=messages_SSN[pairs],
+        summed_bytes_SSN=line.summed_bytes(bounds_BN, positions_S, trainable_bytes_SN),
     )
 
 

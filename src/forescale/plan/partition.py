@@ -103,7 +103,7 @@ def predict(
     bounds_B1 = np.array([*range(length), length + 1])[:, None]
     evaluation = evaluate(
         Pricing.of(problem),
-        cut([Line(workload, stage_of, length)], [bounds_B1]),
+        cut([Line(workload, stage_of, length)], [bounds_B1], layout.positions_S),
         np.array(devices)[:, None],
         Mode(choice=workload.counts.index(microbatches), layout=layout, schedule=schedule),
         np.array([stage.recompute for stage in stages])[:, None],
@@ -154,7 +154,8 @@ def _lay_out(workload: Workload, atoms: Atoms, order: Sequence[int]) -> Line:
 
 
 def _evaluate(search: Search, candidate: Candidate) -> Evaluation:
-    splits = cut([search.lines[candidate.line]], [np.array(candidate.bounds)[:, None]])
+    bounds_B1, positions_S = np.array(candidate.bounds)[:, None], candidate.mode.layout.positions_S
+    splits = cut([search.lines[candidate.line]], [bounds_B1], positions_S)
     return evaluate(search.pricing, splits, np.array(candidate.devices)[:, None], candidate.mode)
 
 

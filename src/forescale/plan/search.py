@@ -75,21 +75,24 @@ class Search:
         if changed_buffer(problem.graph, range(len(problem.graph.operators))) is not None:
             return []
         bounds = (0, line.length + 1)
-        splits = cut([line], [np.array(bounds)[:, None]])
-        seconds_CD = (splits.spans.forward_s_CDK + splits.spans.backward_s_CDK)[..., 0]
         winners: list[Candidate] = []
-        for replicas, (choice, count) in product(range(2, most + 1), enumerate(self.workload.counts)):
-            found: list[Candidate] = []
-            for devices in sorted({tuple(sorted(sequence)) for sequence in self._sequences(replicas)}):
-                shares = share_out(seconds_CD[choice, list(devices)], count)
-                if min(shares) == 0:  # fewer devices do as well
-                    continue
-                layout = Layout(microbatches=count, positions_S=(0,) * replicas, runs_S=deal(shares, count))
-                mode = Mode(choice=choice, layout=layout, schedule=self.schedules[0])
-                score = evaluate(self.pricing, splits, np.array(devices)[:, None], mode).score_N[0]
-                found.append(Candidate(score=float(score), line=0, bounds=bounds, devices=devices, mode=mode))
-            if found:
-                winners.append(min(found, key=lambda candidate: candidate.score))
+        for replicas in range(2, most + 1):
+            positions_S = (0,) * replicas
+            splits = cut([line], [np.array(bounds)[:, None]], positions_S)
+            seconds_CD = (splits.spans.forward_s_CDK + splits.spans.backward_s_CDK)[..., 0]
+            sets = sorted({tuple(sorted(sequence)) for sequence in self._sequences(replicas)})
+            for choice, count in enumerate(self.workload.counts):
+                found: list[Candidate] = []
+                for devices in sets:
+                    shares = share_out(seconds_CD[choice, list(devices)], count)
+                    if min(shares) == 0:  # fewer devices do as well
+                        continue
+                    layout = Layout(microbatches=count, positions_S=positions_S, runs_S=deal(shares, count))
+                    mode = Mode(choice=choice, layout=layout, schedule=self.schedules[0])
+                    score = float(evaluate(self.pricing, splits, np.array(devices)[:, None], mode).score_N[0])
+                    found.append(Candidate(score=score, line=0, bounds=bounds, devices=devices, mode=mode))
+                if found:
+                    winners.append(min(found, key=lambda candidate: candidate.score))
         return winners
 
     def _modes(self, stages: int) -> list[Mode]:

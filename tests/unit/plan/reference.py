@@ -132,10 +132,17 @@ class Split:
             exchange_s = 0.0
             for other in stages:
                 shared = self.held_parameters(stage) & self.held_parameters(other)
-                if other != stage and (size_bytes := self.bytes_of(shared, trainable=True)):
+                size_bytes = sum(
+                    2
+                    * self.bytes_of({name}, trainable=True)
+                    / sum(name in self.held_parameters(s) for s in stages)
+                    for name in shared
+                )
+                if other != stage and size_bytes:
                     time_s = max(time_s, free_s[other])
                     link = self.link(stage, other)
-                    exchange_s += link.transfer_s(size_bytes) * (2 if link.occupies_device else 1)
+                    sum_s = link.latency_s + link.transfer_s(size_bytes)  # two messages
+                    exchange_s += sum_s * (2 if link.occupies_device else 1)
             after_s.append(time_s + exchange_s)
         if self.problem.clips_norm:
             latency_s = max(self.link(a, b).latency_s for a in stages for b in stages)

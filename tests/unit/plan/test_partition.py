@@ -192,7 +192,7 @@ def test_tied_parameters_cost_an_exchange_and_memory_on_both_holders() -> None:
 
     tied_s, tied_bytes = split_s(trainable=True)
     frozen_s, frozen_bytes = split_s(trainable=False)
-    assert tied_s - frozen_s == pytest.approx(2 * LOOPBACK.transfer_s(4000))
+    assert tied_s - frozen_s == pytest.approx(2 * (LOOPBACK.latency_s + LOOPBACK.transfer_s(4000)))
     # Gradients and two words of optimiser state per trained weight, on each holder.
     assert [a - b for a, b in zip(tied_bytes, frozen_bytes, strict=True)] == [12_000, 12_000]
 
