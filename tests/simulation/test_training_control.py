@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from chain_model import ChainCosts, batch
+from chain_model import ChainCosts, batch, chain_graph
 from forescale.control.log import encode
 from forescale.control.planner import Planner
 from forescale.control.policy import Policy
@@ -93,6 +93,22 @@ def test_slowed_device_is_relieved_within_ten_steps(seed: int) -> None:
     after = range(70, 160)
     assert best_static_s(after, ChainCosts(), slow, 128) / sum(quiet.step_s[70:160]) >= 0.95
     assert len(run.repartitions) <= 3
+
+
+def test_slowed_replica_gets_fewer_microbatches_and_nothing_moves() -> None:
+    costs, slowed = ChainCosts(graph=chain_graph()), {"cpu1": 0.4}
+    run = train(
+        200,
+        costs=costs,
+        speeds=lambda step: slowed if step >= 100 else {},
+        lengths=lambda step: 512,
+        noise=NOISY,
+    )
+    first = run.repartitions[0]
+    assert 100 < first.step <= 110
+    assert "microbatches 1 + 1 → 3 + 1" in first.reason
+    assert first.moved_bytes == 0
+    assert sum(run.step_s[120:]) <= 1.15 * best_static_s(range(120, 200), costs, slowed, 512)
 
 
 def test_recovered_device_is_used_again() -> None:

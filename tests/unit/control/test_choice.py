@@ -54,6 +54,19 @@ def test_a_device_that_is_left_out_is_named(plan: PartitionPlan) -> None:
     assert changes(plan, after) == "operators cpu0 12 + cpu1 12 → cpu0 24"
 
 
+def replicas(plan: PartitionPlan, *shares: int) -> PartitionPlan:
+    whole = tuple(range(24))
+    stages = tuple(Stage(device=f"cpu{i}", operators=whole, share=share) for i, share in enumerate(shares))
+    return replace(plan, stages=stages, microbatches=sum(shares))
+
+
+def test_replicas_and_their_microbatches_are_named(plan: PartitionPlan) -> None:
+    assert changes(plan, replicas(plan, 5, 3)) == (
+        "operators 12 + 12 → 2 replicas of 24 on cpu0 and cpu1, microbatches 4 → 5 + 3"
+    )
+    assert changes(replicas(plan, 4, 4), replicas(plan, 5, 3)) == "microbatches 4 + 4 → 5 + 3"
+
+
 def test_as_many_operators_but_others(plan: PartitionPlan) -> None:
     first, second = plan.stages
     after = replace(

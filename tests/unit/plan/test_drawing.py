@@ -44,6 +44,13 @@ def test_a_tensor_that_skips_a_stage_goes_round_it() -> None:
     assert "1 tensor, 40 B" in texts(picture)
 
 
+def test_replicas_stand_side_by_side_and_say_how_they_share() -> None:
+    picture = drawn(chain(3), (0, 1, 2), (0, 1, 2))
+    assert {"cpu0", "cpu1"} <= set(texts(picture))
+    assert any(text.startswith("2 replicas, microbatches 1 + 1") for text in texts(picture))
+    assert not list(picture.iter(f"{SVG}path"))
+
+
 def test_an_output_goes_to_the_loss_on_the_last_stage() -> None:
     builder = GraphBuilder()
     builder.add("early", "x")
