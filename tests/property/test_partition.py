@@ -19,6 +19,7 @@ from forescale.plan.order import gather_atoms, linear_orders
 from forescale.plan.partition import partition, predict
 from forescale.plan.partition_plan import Schedule, Stage, replica_groups
 from forescale.plan.problem import PartitionProblem
+from forescale.plan.replicas import share_out
 from forescale.plan.schedule import Layout
 from forescale.plan.workload import tabulate
 from unit.plan.graphs import GraphBuilder, problem
@@ -132,15 +133,25 @@ def replicas(request: PartitionProblem):
 
 
 def partly_replicated(request: PartitionProblem):
-    """Two stages on three devices, one of them with a replica."""
+    """Two stages on three devices, one of them with a replica; they share as the planner lets them."""
     if request.graph.buffer_updates:
         return
     for split, microbatches, schedule in splits(request, 2):
         if len(split) == 2:
-            (spare,) = {device.name for device in request.cluster.devices} - {s.device for s in split}
+            names = [device.name for device in request.cluster.devices]
+            (spare,) = set(names) - {stage.device for stage in split}
+            costs = request.costs[microbatches]
+            seconds_D = costs.forward_s_DO.sum(1) + costs.backward_s_DO.sum(1)
+            seconds_D = seconds_D + costs.loss_forward_s_D + costs.loss_backward_s_D
             for place in (0, 1):
-                replica = replace(split[place], device=spare, share=2)
-                yield [*split[: place + 1], replica, *split[place + 1 :]], microbatches, schedule
+                for pair in permutations([split[place].device, spare]):
+                    shares = share_out(seconds_D[[names.index(name) for name in pair]], microbatches)
+                    replicas = [
+                        replace(split[place], device=name, share=share)
+                        for name, share in zip(pair, shares, strict=True)
+                    ]
+                    if min(shares) > 0:
+                        yield [*split[:place], *replicas, *split[place + 1 :]], microbatches, schedule
 
 
 def assert_best(step_s: float, best_s: float) -> None:
@@ -177,7 +188,8 @@ def test_two_stages_are_the_best_of_all(request: PartitionProblem) -> None:
 @given(problems(devices=3, most=5))
 def test_three_stages_are_the_best_of_all(request: PartitionProblem) -> None:
     assume(len(gather_atoms(request.graph).members) >= 3)
-    best_s = min(predict(request, *split).step_s for split in (*splits(request, 3), *replicas(request)))
+    ways = (*splits(request, 3), *replicas(request), *partly_replicated(request))
+    best_s = min(predict(request, *way).step_s for way in ways)
     assert_best(partition(request).prediction.step_s, best_s)
 
 

@@ -136,15 +136,18 @@ def _received(crossing: dict[str, int]) -> str:
 
 def microbatches(plan: PartitionPlan) -> str:
     """How many, and in which order they run: ``8 microbatches (eager 1F1B)``; of replicas how many each."""
-    from forescale.plan.partition_plan import pipeline_positions
+    from forescale.plan.partition_plan import replica_groups
     from forescale.plan.wording import SCHEDULE_NAMES, spell_microbatches
 
-    if pipeline_positions(plan.stages)[-1] == 0 and len(plan.stages) > 1:  # replicas only: there is one order
+    groups = replica_groups(plan.stages)
+    if len(groups) < len(plan.stages) and len(groups) > 1:
+        return f"microbatches: {spell_microbatches(plan)} ({SCHEDULE_NAMES[plan.schedule]})"
+    if len(groups) < len(plan.stages):  # of one stage there is one order
         return f"{len(plan.stages)} replicas, microbatches {spell_microbatches(plan)}"
 
     if plan.microbatches == 1:
         return "1 microbatch"
-    return f"{spell_microbatches(plan)} microbatches ({SCHEDULE_NAMES[plan.schedule]})"
+    return f"{plan.microbatches} microbatches ({SCHEDULE_NAMES[plan.schedule]})"
 
 
 def modules(graph: ModelGraph, stage: Stage) -> list[str]:

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from forescale.plan.evaluation import INFEASIBLE, Mode, Pricing, recompute_where_needed
-from forescale.plan.line import Line, Spans
+from forescale.plan.line import Line
 from forescale.plan.memory import footprint
 from forescale.plan.problem import Array
-from forescale.plan.schedule import in_flight
 from forescale.plan.workload import IntArray
 
 _BOUNDARIES = 80
+_LEAST_S = 1e-12
 _SLACK_T1 = np.array([[1.0], [1.01], [1.03], [1.08], [1.2], [1.5], [np.inf]])
 
 
@@ -41,9 +41,9 @@ class IntervalProgram:
         self._spans = coarse.spans(self._start_K, self._end_K + last_K)
 
     def propose(self, devices: Sequence[int], mode: Mode) -> IntArray:
-        """Boundaries on the line of stages on these devices, shape (B, T)."""
-        stages = len(devices)
-        layers = [self._layer(devices, stage, mode) for stage in range(stages)]
+        """Boundaries on the line of stages on these devices (of all replicas), shape (B, T)."""
+        places = range(mode.layout.positions_S[-1] + 1)
+        layers = [self._layer(devices, place, mode) for place in places]
         least = _at_end(self._length)
         for layer in reversed(layers):
             least = np.maximum(layer.load_s_QQ, least).min(axis=1)
@@ -62,41 +62,71 @@ class IntervalProgram:
             bounds.append(boundary_T)
         return self._at_Q[np.stack(bounds)]
 
-    def _layer(self, devices: Sequence[int], stage: int, mode: Mode) -> _Layer:
-        """What every interval would cost as this stage: if it does not fit, more than any that does."""
+    def _layer(self, devices: Sequence[int], place: int, mode: Mode) -> _Layer:
+        """What every interval would cost at this place: if it does not fit, more than any that does.
+
+        Replicas together take the fraction of the time in which one of them is done.
+        """
+        stages = [stage for stage, other in enumerate(mode.layout.positions_S) if other == place]
+        alone = [self._alone(devices, stage, mode) for stage in stages]
+        load_K = alone[0][0]
+        if len(stages) > 1:
+            load_K = 1 / sum(1 / np.maximum(time_K, _LEAST_S) for time_K, _, _ in alone)
+        wire_K = alone[0][1] / len(stages)
+        load_K = load_K + self._closing_s_K(devices, stages) / mode.microbatches
+        load_K = load_K + np.max([excess_K for _, _, excess_K in alone], axis=0)
+        return _Layer(load_s_QQ=self._square(load_K), total_s_QQ=self._square(load_K + wire_K))
+
+    def _closing_s_K(self, devices: Sequence[int], stages: Sequence[int]) -> Array:
+        """Seconds once per step: replicas sum their gradients, and the parameters are updated."""
+        pricing, trainable_bytes_K = self._pricing, self._spans.trainable_bytes_K
+        places = [devices[stage] for stage in stages]
+        closing_s_K = trainable_bytes_K * pricing.problem.optimizer_s_per_byte_D[places].max()
+        if len(places) > 1:
+            unit_s = pricing.unit_s_DD[np.ix_(places, places)][~np.eye(len(places), dtype=bool)].max()
+            sent = 2 * (len(places) - 1) / len(places) * (1 + pricing.occupies_DD[places[0], places[1]])
+            closing_s_K = closing_s_K + sent * unit_s * trainable_bytes_K
+        return closing_s_K
+
+    def _alone(self, devices: Sequence[int], stage: int, mode: Mode) -> tuple[Array, Array, Array]:
+        """Seconds per microbatch of a stage and of its links, and the penalty for what does not fit."""
         pricing, spans, choice = self._pricing, self._spans, mode.choice
-        device, after = devices[stage], len(devices) - 1 - stage
+        device = devices[stage]
         bytes_K = footprint(
             spans,
             choice,
             microbatches=mode.microbatches,
-            in_flight_K=in_flight(mode.schedule, after, mode.microbatches),
+            in_flight_K=mode.layout.in_flight(mode.schedule, stage),
             optimizer_state_ratio=pricing.problem.optimizer_state_ratio,
         )
         recompute_K = recompute_where_needed(bytes_K, pricing.capacity_bytes_D[device])
         needed_K = np.where(recompute_K, bytes_K.recomputed_bytes_K, bytes_K.peak_bytes_K)
         excess_K = np.maximum(needed_K - pricing.capacity_bytes_D[device], 0)
-        forward_K = spans.forward_s_CDK[choice, device]
-        update_K = spans.trainable_bytes_K * pricing.problem.optimizer_s_per_byte_D[device]
-        load_K = forward_K * (1 + recompute_K) + spans.backward_s_CDK[choice, device]
-        load_K = load_K + update_K / mode.microbatches + np.where(excess_K > 0, INFEASIBLE + excess_K, 0)
+        load_K = (
+            spans.forward_s_CDK[choice, device] * (1 + recompute_K) + spans.backward_s_CDK[choice, device]
+        )
         wire_K = np.zeros_like(load_K)
-        for other, size_bytes_K in self._neighbours(spans, devices, stage, choice):
+        for other, size_bytes_K in self._neighbours(devices, stage, mode):
             transfer_K = 2 * (size_bytes_K > 0) * pricing.latency_s_DD[device, other]
             transfer_K = transfer_K + 2 * size_bytes_K * pricing.unit_s_DD[device, other]
             if pricing.occupies_DD[device, other]:
                 load_K = load_K + transfer_K
             else:
                 wire_K = wire_K + transfer_K / 2  # both ends count it
-        return _Layer(load_s_QQ=self._square(load_K), total_s_QQ=self._square(load_K + wire_K))
+        return load_K, wire_K, np.where(excess_K > 0, INFEASIBLE + excess_K, 0)
 
-    def _neighbours(
-        self, spans: Spans, devices: Sequence[int], stage: int, choice: int
-    ) -> list[tuple[int, Array]]:
+    def _neighbours(self, devices: Sequence[int], stage: int, mode: Mode) -> list[tuple[int, Array]]:
         """Devices before and after a stage, with the bytes exchanged as if all went to and came from them."""
-        before = [(devices[stage - 1], spans.received_bytes_CK[choice])] if stage else []
-        after = [(devices[stage + 1], spans.sent_bytes_CK[choice])] if stage + 1 < len(devices) else []
-        return before + after
+        positions_S, spans = mode.layout.positions_S, self._spans
+        before, after = positions_S.index(positions_S[stage]) - 1, stage
+        while after < len(devices) and positions_S[after] == positions_S[stage]:
+            after += 1
+        found: list[tuple[int, Array]] = []
+        if before >= 0:
+            found.append((devices[before], spans.received_bytes_CK[mode.choice]))
+        if after < len(devices):
+            found.append((devices[after], spans.sent_bytes_CK[mode.choice]))
+        return found
 
     def _square(self, value_K: Array) -> Array:
         value_QQ = np.full((self._length + 1, self._length + 1), np.inf)

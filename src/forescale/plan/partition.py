@@ -171,7 +171,7 @@ def _even_step_s(search: Search, best: Candidate) -> float | None:
     bounds = np.array([0, *cuts.tolist(), line.length + 1])
     if (np.diff(bounds) < 1).any():
         return None
-    splits = cut([line], [bounds[:, None]])
+    splits = cut([line], [bounds[:, None]], best.mode.layout.positions_S)
     score = float(evaluate(search.pricing, splits, np.array(best.devices)[:, None], best.mode).score_N[0])
     return score if score < INFEASIBLE else None
 

@@ -9,8 +9,9 @@ from forescale.graph.size import evaluate, tensor_bytes
 from forescale.plan.evaluation import INFEASIBLE
 from forescale.plan.partition_plan import PartitionPlan, pipeline_positions, replica_groups
 from forescale.plan.problem import PartitionProblem
+from forescale.plan.replicas import microbatch_counts
 from forescale.plan.search import Candidate
-from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_microbatches, spell_time
+from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_time
 
 
 def explain(
@@ -52,10 +53,11 @@ def _replicas(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
         held = {p for o in group[0].operators for p in graph.operators[o].parameters}
         trained = [p for name in held if (p := graph.parameters[name]).trainable]
         size_bytes = sum(evaluate(tensor_bytes(p.shape, p.dtype), {}) for p in trained)
+        counts = [microbatch_counts(plan)[plan.stages.index(stage)] for stage in group]
         what = "the whole model" if len(groups) == 1 else f"stage {plan.stages.index(group[0])}"
         sentences.append(
             f"{len(group)} replicas of {what}, on {', '.join(stage.device for stage in group)}, share the "
-            f"microbatches {spell_microbatches(plan)}; at the end of a step they sum their gradients of "
+            f"microbatches {' + '.join(map(str, counts))}; at the end of a step they sum their gradients of "
             f"{spell_bytes(size_bytes)}."
         )
     return sentences
@@ -133,7 +135,10 @@ def _kind(positions: Sequence[int]) -> str:
     """What a plan is in one or two words; replicas have equal positions."""
     if len(positions) == 1:
         return "one device alone"
-    return f"{len(positions)} {'stages' if positions[-1] else 'replicas'}"
+    if positions[-1] == 0:
+        return f"{len(positions)} replicas"
+    stages = f"{positions[-1] + 1} stages"
+    return stages if len(set(positions)) == len(positions) else f"{stages} with replicas"
 
 
 def _outcome(score: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, islice, pairwise, product
+from itertools import accumulate, combinations, islice, pairwise, product
 from math import comb
 from operator import add
 
@@ -17,13 +17,14 @@ import numpy as np
 
 from forescale.plan.evaluation import INFEASIBLE, Mode, Pricing, evaluate
 from forescale.plan.interval import IntervalProgram
-from forescale.plan.line import Line, cut
+from forescale.plan.line import Line, Splits, cut
 from forescale.plan.partition_plan import Schedule
 from forescale.plan.replicas import changed_buffer, share_out
 from forescale.plan.schedule import Layout, deal
 from forescale.plan.workload import IntArray, Workload
 
 _MOST_CUTS = 5_000
+_MOST_CUTS_OF_REPLICAS = 200
 _MOST_CELLS = 1_500_000
 _MOST_SEQUENCES = 24
 _REFINED = 6
@@ -31,6 +32,10 @@ _PAIR_SHIFTS = tuple(sign * size for size in (1, 4, 16) for sign in (1, -1))
 _SHIFTS = tuple(sign * size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) for sign in (1, -1))
 _SHORTER = 1 - 1e-9  # what moving a boundary must gain, so that rounding does not move it for ever
 _AS_GOOD = 1.001
+_MOST_PLACES = 3
+
+Pattern = tuple[int, ...]
+"""On how many devices each stage of a pipeline runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,97 +63,97 @@ class Search:
     order: tuple[int, ...] | None
 
     def run(self, most_stages: int, most_replicas: int) -> list[Candidate]:
-        """The best candidate of every number of stages, microbatch count and schedule, the simplest first.
-
-        Those without replicas come before those with.
-        """
-        found = [winner for stages in range(1, most_stages + 1) for winner in self._explore(stages)]
-        proposed = [candidate for candidate in found if not self._tries_all(len(candidate.devices))]
+        """The best candidate of every pattern, microbatch count and schedule, the simplest first."""
+        patterns = list(_patterns(most_stages, most_replicas))
+        if changed_buffer(self.workload.problem.graph, range(self.workload.loss)) is not None:
+            patterns = [pattern for pattern in patterns if max(pattern) == 1]
+        found = [(winner, pattern) for pattern in patterns for winner in self._explore(pattern)]
+        proposed = [winner for winner, pattern in found if not self._tries_all(pattern)]
         proposed.sort(key=lambda candidate: candidate.score)
         refined = {candidate: self._refine(candidate) for candidate in proposed[:_REFINED]}
-        pipelines = [refined.get(candidate, candidate) for candidate in found]
-        return [*pipelines, *self._replicated(most_replicas)]
+        return [refined.get(candidate, candidate) for candidate, _ in found]
 
-    def _replicated(self, most: int) -> list[Candidate]:
-        """The whole model on so many devices, which share the microbatches; the best of every count."""
-        problem, line = self.pricing.problem, self.lines[0]
-        if changed_buffer(problem.graph, range(len(problem.graph.operators))) is not None:
-            return []
-        bounds = (0, line.length + 1)
-        winners: list[Candidate] = []
-        for replicas in range(2, most + 1):
-            positions_S = (0,) * replicas
-            splits = cut([line], [np.array(bounds)[:, None]], positions_S)
-            seconds_CD = (splits.spans.forward_s_CDK + splits.spans.backward_s_CDK)[..., 0]
-            sets = sorted({tuple(sorted(sequence)) for sequence in self._sequences(replicas)})
-            for choice, count in enumerate(self.workload.counts):
-                found: list[Candidate] = []
-                for devices in sets:
-                    shares = share_out(seconds_CD[choice, list(devices)], count)
-                    if min(shares) == 0:  # fewer devices do as well
-                        continue
-                    layout = Layout(microbatches=count, positions_S=positions_S, runs_S=deal(shares, count))
-                    mode = Mode(choice=choice, layout=layout, schedule=self.schedules[0])
-                    score = float(evaluate(self.pricing, splits, np.array(devices)[:, None], mode).score_N[0])
-                    found.append(Candidate(score=score, line=0, bounds=bounds, devices=devices, mode=mode))
-                if found:
-                    winners.append(min(found, key=lambda candidate: candidate.score))
-        return winners
+    def _orders(self, pattern: Pattern, count: int) -> Sequence[Schedule]:
+        return self.schedules if len(pattern) > 1 and count > 1 else self.schedules[:1]
 
-    def _modes(self, stages: int) -> list[Mode]:
-        schedules = self.schedules if stages > 1 else self.schedules[:1]
-        return [
-            Mode(choice=choice, layout=Layout.pipeline(stages, count), schedule=schedule)
-            for choice, count in enumerate(self.workload.counts)
-            for schedule in (schedules if count > 1 else schedules[:1])
+    def _layout(self, pattern: Pattern, devices: tuple[int, ...], choice: int) -> Layout | None:
+        """How replicas on these devices share the microbatches; None if one would get none."""
+        work, count = self.workload, self.workload.counts[choice]
+        seconds_D = (work.forward_s_CDO[choice] + work.backward_s_CDO[choice]).sum(axis=1)
+        ends = list(accumulate(pattern))
+        shares = [
+            share_out(seconds_D[list(devices[end - number : end])], count)
+            for number, end in zip(pattern, ends, strict=True)
         ]
+        if min(map(min, shares)) == 0:
+            return None
+        return Layout(
+            microbatches=count,
+            positions_S=_positions(pattern),
+            runs_S=tuple(runs for group in shares for runs in deal(group, count)),
+        )
 
-    def _tries_all(self, stages: int) -> bool:
-        cuts = comb(self.lines[0].length - 1, stages - 1)
-        sequences = len(self._sequences(stages))
-        return cuts * sequences <= _MOST_CUTS and cuts * self.lines[0].length <= _MOST_CELLS
+    def _tries_all(self, pattern: Pattern) -> bool:
+        cuts = comb(self.lines[0].length - 1, len(pattern) - 1)
+        sequences = len(self._sequences(sum(pattern)))
+        # Of patterns with replicas there are many, and what they lose to the best cut is little.
+        most = _MOST_CUTS if max(pattern) == 1 else _MOST_CUTS_OF_REPLICAS
+        return cuts * sequences <= most and cuts * self.lines[0].length <= _MOST_CELLS
 
-    def _explore(self, stages: int) -> list[Candidate]:
-        sequences = self._sequences(stages)
-        if self._tries_all(stages):
-            every_BN = _all_bounds(self.lines[0].length, stages)
+    def _explore(self, pattern: Pattern) -> list[Candidate]:
+        sequences = self._sequences(sum(pattern))
+        if self._tries_all(pattern):
+            every_BN = _all_bounds(self.lines[0].length, len(pattern))
             bounds = [every_BN] * len(self.lines)
             index_N, sequence_N = (
                 axis.ravel() for axis in np.indices((len(self.lines) * every_BN.shape[1], len(sequences)))
             )
         else:
-            bounds, index_N, sequence_N = self._proposals(stages, sequences)
-        splits = cut(self.lines, bounds).take(index_N)
+            bounds, index_N, sequence_N = self._proposals(pattern, sequences)
+        splits = cut(self.lines, bounds, _positions(pattern)).take(index_N)
         devices_SN = np.array(sequences).T[:, sequence_N]
         winners: list[Candidate] = []
-        for mode in self._modes(stages):
-            score_N = evaluate(self.pricing, splits, devices_SN, mode).score_N
-            best = int(score_N.argmin())
-            winners.append(
-                Candidate(
-                    score=float(score_N[best]),
-                    line=int(splits.line_N[best]),
-                    bounds=tuple(splits.bounds_BN[:, best].tolist()),
-                    devices=tuple(devices_SN[:, best].tolist()),
-                    mode=mode,
-                )
-            )
+        for choice, count in enumerate(self.workload.counts):
+            layouts = [self._layout(pattern, devices, choice) for devices in sequences]
+            for schedule in self._orders(pattern, count):
+                found: list[Candidate] = []
+                for layout in dict.fromkeys(layout for layout in layouts if layout is not None):
+                    chosen_N = np.flatnonzero(np.array([other == layout for other in layouts])[sequence_N])
+                    mode = Mode(choice=choice, layout=layout, schedule=schedule)
+                    found.append(self._best(splits.take(chosen_N), devices_SN[:, chosen_N], mode))
+                if found:
+                    winners.append(min(found, key=lambda candidate: candidate.score))
         return winners
 
+    def _best(self, splits: Splits, devices_SN: IntArray, mode: Mode) -> Candidate:
+        score_N = evaluate(self.pricing, splits, devices_SN, mode).score_N
+        best = int(score_N.argmin())
+        return Candidate(
+            score=float(score_N[best]),
+            line=int(splits.line_N[best]),
+            bounds=tuple(splits.bounds_BN[:, best].tolist()),
+            devices=tuple(devices_SN[:, best].tolist()),
+            mode=mode,
+        )
+
     def _proposals(
-        self, stages: int, sequences: Sequence[tuple[int, ...]]
+        self, pattern: Pattern, sequences: Sequence[tuple[int, ...]]
     ) -> tuple[list[IntArray], IntArray, IntArray]:
         """Distinct boundaries per line, and the pairs of boundaries (over all lines) and device sequence."""
-        modes = [mode for mode in self._modes(stages) if mode.schedule is self.schedules[0]]
+        asked = [
+            (number, devices, Mode(choice=choice, layout=layout, schedule=self.schedules[0]))
+            for number, devices in enumerate(sequences)
+            for choice in range(len(self.workload.counts))
+            if (layout := self._layout(pattern, devices, choice)) is not None
+        ]
         bounds: list[IntArray] = []
         pairs: list[IntArray] = []
         for line in self.lines:
             program = IntervalProgram(line, self.pricing)
-            proposed_BN = np.concatenate(
-                [program.propose(devices, mode) for devices in sequences for mode in modes], axis=1
-            )
+            proposed = [program.propose(devices, mode) for _, devices, mode in asked]
+            sequence_N = np.repeat([number for number, _, _ in asked], proposed[0].shape[1])
+            proposed_BN = np.concatenate(proposed, axis=1)
             proposed_BN[-1] = line.length + 1
-            sequence_N = np.repeat(np.arange(len(sequences)), proposed_BN.shape[1] // len(sequences))
             distinct_BN, index_N = np.unique(proposed_BN, axis=1, return_inverse=True)
             offset = sum(b.shape[1] for b in bounds)
             bounds.append(distinct_BN)
@@ -163,7 +168,7 @@ class Search:
             swapped = list(self._swaps(candidate.devices))
             bounds_BN = np.array([*moved, *[candidate.bounds] * len(swapped)]).T
             devices_SN = np.array([*[candidate.devices] * len(moved), *swapped]).T
-            splits = cut([line], [bounds_BN])
+            splits = cut([line], [bounds_BN], candidate.mode.layout.positions_S)
             score_N = evaluate(self.pricing, splits, devices_SN, candidate.mode).score_N
             best = int(score_N.argmin())
             if score_N[best] >= candidate.score * _SHORTER:
@@ -220,6 +225,21 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     best = min(candidate.score for candidate in candidates)
     enough = best * _AS_GOOD if best < INFEASIBLE else best
     return next(candidate for candidate in candidates if candidate.score <= enough)
+
+
+def _patterns(most_stages: int, most_replicas: int) -> Iterator[Pattern]:
+    """Pipelines, replicas of the whole model, and short pipelines over all devices with some replicas."""
+    yield from ((1,) * stages for stages in range(1, most_stages + 1))
+    yield from ((replicas,) for replicas in range(2, most_replicas + 1))
+    for places in range(2, min(_MOST_PLACES, most_stages - 1) + 1):
+        for cuts in combinations(range(1, most_stages), places - 1):
+            pattern = tuple(b - a for a, b in pairwise((0, *cuts, most_stages)))
+            if max(pattern) <= most_replicas:
+                yield pattern
+
+
+def _positions(pattern: Pattern) -> tuple[int, ...]:
+    return tuple(place for place, number in enumerate(pattern) for _ in range(number))
 
 
 def _all_bounds(length: int, stages: int) -> IntArray:

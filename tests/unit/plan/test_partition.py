@@ -248,3 +248,23 @@ def test_a_stage_that_changes_buffers_has_no_replicas() -> None:
         predict(request, both, 4, Schedule.ONE_F_ONE_B)
     last = [Stage(device="cpu0", operators=(0,)), Stage(device="cpu1", operators=(1,))]
     predict(request, last, 4, Schedule.ONE_F_ONE_B)
+
+
+def test_only_the_stage_with_much_work_and_few_parameters_is_replicated() -> None:
+    builder = GraphBuilder()
+    builder.add("table", "x", parameters=[builder.parameter("rows", 10_000_000)])
+    builder.add("work", "table", parameters=[builder.parameter("weight", 4)])
+    builder.add("last", "work")
+    request = problem(
+        builder.build(["last"], {"x": 8}), speeds=(1.0,) * 3, seconds=[1, 2, 0.01], counts=(8,), link=LOOPBACK
+    )
+    plan = partition(request)
+    assert [(stage.operators, stage.share) for stage in plan.stages] == [
+        ((0,), 1),
+        ((1, 2), 4),
+        ((1, 2), 4),
+    ]
+    assert plan.prediction.step_s < 0.7 * partition(request, max_stages=2).prediction.step_s
+    text = " ".join(plan.rationale)
+    assert "2 replicas of stage 1, on cpu1, cpu2, share the microbatches 4 + 4" in text
+    assert "2 stages: " in text
