@@ -101,7 +101,10 @@ class Search:
         return cuts * sequences <= most and cuts * self.lines[0].length <= _MOST_CELLS
 
     def _explore(self, pattern: Pattern) -> list[Candidate]:
-        sequences = self._sequences(sum(pattern))
+        sequences, choices = self._sequences(sum(pattern)), range(len(self.workload.counts))
+        layouts = [[self._layout(pattern, devices, choice) for devices in sequences] for choice in choices]
+        if not any(layout for row in layouts for layout in row):
+            return []
         if self._tries_all(pattern):
             every_BN = _all_bounds(self.lines[0].length, len(pattern))
             bounds = [every_BN] * len(self.lines)
@@ -114,11 +117,11 @@ class Search:
         devices_SN = np.array(sequences).T[:, sequence_N]
         winners: list[Candidate] = []
         for choice, count in enumerate(self.workload.counts):
-            layouts = [self._layout(pattern, devices, choice) for devices in sequences]
+            row = layouts[choice]
             for schedule in self._orders(pattern, count):
                 found: list[Candidate] = []
-                for layout in dict.fromkeys(layout for layout in layouts if layout is not None):
-                    chosen_N = np.flatnonzero(np.array([other == layout for other in layouts])[sequence_N])
+                for layout in dict.fromkeys(layout for layout in row if layout is not None):
+                    chosen_N = np.flatnonzero(np.array([other == layout for other in row])[sequence_N])
                     mode = Mode(choice=choice, layout=layout, schedule=schedule)
                     found.append(self._best(splits.take(chosen_N), devices_SN[:, chosen_N], mode))
                 if found:

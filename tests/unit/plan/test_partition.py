@@ -268,3 +268,9 @@ def test_only_the_stage_with_much_work_and_few_parameters_is_replicated() -> Non
     text = " ".join(plan.rationale)
     assert "2 replicas of stage 1, on cpu1, cpu2, share the microbatches 4 + 4" in text
     assert "2 stages: " in text
+
+
+def test_a_batch_that_cannot_be_split_has_no_replicas() -> None:
+    """So many operators that not all cuts are tried."""
+    request = problem(chain(300, parameter_elements=4), speeds=(1.0,) * 3, counts=(1,), link=LOOPBACK)
+    assert sizes(partition(request)) == [300]
