@@ -119,10 +119,10 @@ def test_plan_shows_the_exact_peak_memory(measured: MeasuredTask, tmp_path: Path
     peaks_bytes = measured.costs.peak_bytes(best, measured.bindings[0])
     bounds_bytes = [stage.memory_bytes for stage in best.prediction.stages]
     assert peaks_bytes != tuple(bounds_bytes), "else this shows nothing"
-    stages = json.loads(invoke("plan", "x", "--json"))["stages"]
+    stages = json.loads(invoke("plan", "x.py", "--json"))["stages"]
     assert [stage["peak_memory_bytes"] for stage in stages] == list(peaks_bytes)
     assert [stage["memory_bytes"] for stage in stages] == bounds_bytes
-    shown = invoke("plan", "x", "--svg", str(tmp_path / "plan.svg"))
+    shown = invoke("plan", "x.py", "--svg", str(tmp_path / "plan.svg"))
     assert all(f"{size(peak_bytes)} of" in shown for peak_bytes in peaks_bytes)
     assert "<svg" in (tmp_path / "plan.svg").read_text(encoding="utf-8")
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forescale.core.errors import InfeasiblePlan
+from forescale.plan.placement import line
 from forescale.plan.placement.loads import loads, lower_bound
 from forescale.plan.placement.place import place
 from forescale.plan.placement.problem import DeviceKind, Net, PlacementProblem
@@ -99,6 +100,19 @@ def test_a_contiguous_placement_is_the_best_of_all(problem: PlacementProblem) ->
     assert allowed(problem, devices)
     assert in_intervals(problem, devices)
     assert found.objective == pytest.approx(best)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems())
+def test_what_is_cut_coarsely_at_first_is_contiguous_too(problem: PlacementProblem) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(line, "_MOST_BOUNDARIES", 3)
+        patch.setattr(line, "_PER_DEVICE", 1)
+        found = place(problem, contiguous=True)
+    devices = tuple(found.device_N.tolist())
+    assert allowed(problem, devices)
+    assert in_intervals(problem, devices)
+    assert found.objective == pytest.approx(longest_load(problem, devices))
 
 
 @settings(max_examples=30, deadline=None)

@@ -49,6 +49,9 @@ app.command(
         "forescale plan train_me.py --devices 2",
         "forescale plan train_me.py --devices 2 --svg plan.svg",
         "forescale plan op_bert3_inference.json --free --json",
+        "forescale plan op_bert3_inference.json --certify --compare --svg placement.svg",
+        "forescale plan vgg16.txt --cluster cluster.toml",
+        "forescale plan piper_resnet.json --devices 16 --memory 4GB",
     )
 )(plan)
 app.command(

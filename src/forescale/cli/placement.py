@@ -1,109 +1,218 @@
-"""``forescale plan GRAPH.json``: places the nodes of a published cost graph."""
+"""``forescale plan GRAPH``: places the nodes of a graph whose costs are given."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from forescale.cli.console import console, print_json, table
-from forescale.cli.units import percent, size
+from forescale.cli.console import print_json, status
+from forescale.cli.output import check_writable, write_text
 from forescale.core.errors import InfeasiblePlan, InvalidInput
 
 if TYPE_CHECKING:
+    from forescale.plan.cluster_file import ClusterFile
+    from forescale.plan.placement.baselines import Compared
+    from forescale.plan.placement.certificate import Certificate
     from forescale.plan.placement.place import Placement
     from forescale.plan.placement.problem import PlacementProblem
+    from forescale.plan.placement.reading import Format
 
-SUFFIX = ".json"
+THROUGHPUT, LATENCY = "throughput", "latency"
+_TIME_LIMIT_S = 30.0
 
 
-def place_graph(path: Path, *, accelerators: int | None, contiguous: bool, json: bool) -> None:
-    """Reads a graph, places it and shows the result.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphRequest:
+    """What is asked of a graph.
 
-    Args:
-        accelerators: how many there are, if not as many as the graph says.
+    Attributes:
+        graph_format: None to find out.
+        devices: how many there are, if not as many as the graph says.
+        memory_bytes: of each device that pays for transfers, if not as much as the graph says.
+        bandwidth_bytes_per_time: between Piper's devices, likewise, in its unit of time.
+        batch: values for the symbols of a captured model.
+        objective: ``throughput`` or ``latency``.
+        time_limit_s: for the certificate.
+        own: a file with the user's own placement, to compare.
     """
-    from forescale.plan.placement.place import place
 
-    problem = _read(path)
-    if accelerators is not None:
-        first, *others = problem.kinds
-        problem = replace(problem, kinds=(replace(first, count=accelerators), *others))
-    started_s = time.perf_counter()
+    path: Path
+    graph_format: str | None
+    cluster: Path | None
+    devices: int | None
+    memory_bytes: float | None
+    bandwidth_bytes_per_time: float | None
+    batch: Mapping[str, int]
+    contiguous: bool
+    objective: str
+    certify: bool
+    time_limit_s: float | None
+    compare: bool
+    own: Path | None
+    svg: Path | None
+    json: bool
+
+    @property
+    def graph_options(self) -> tuple[str, ...]:
+        """Options that only graphs have, of those that were given."""
+        given = {
+            "--format": self.graph_format is not None,
+            "--cluster": self.cluster is not None,
+            "--memory": self.memory_bytes is not None,
+            "--bandwidth": self.bandwidth_bytes_per_time is not None,
+            "--batch": bool(self.batch),
+            "--free": not self.contiguous,
+            "--objective": self.objective != THROUGHPUT,
+            "--certify": self.certify,
+            "--time-limit-s": self.time_limit_s is not None,
+            "--compare": self.compare,
+            "--own": self.own is not None,
+        }
+        return tuple(option for option, is_given in given.items() if is_given)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """An answer and what was asked about it.
+
+    Attributes:
+        time_unit: of the graph's costs.
+        elapsed_s: time that placing took.
+        certificate, compared: None if not asked for.
+    """
+
+    problem: PlacementProblem
+    placement: Placement
+    contiguous: bool
+    time_unit: str
+    elapsed_s: float
+    certificate: Certificate | None = None
+    compared: tuple[Compared, ...] | None = None
+
+
+def place_graph(asked: GraphRequest) -> None:
+    """Reads a graph, places it and shows the result."""
+    from forescale.plan.placement.reading import TIME_UNIT, detect_format, format_named
+
+    _check(asked)
+    text = _read(asked.path)
+    graph_format = detect_format(text) if asked.graph_format is None else format_named(asked.graph_format)
+    if graph_format == "piper":
+        _plan_jointly(asked, text)
+        return
+    if asked.bandwidth_bytes_per_time is not None:
+        raise InvalidInput("--bandwidth is for Piper's graphs; of the others, the links are in --cluster")
+    problem = _problem(asked, text, graph_format)
     try:
-        placement = place(problem, contiguous=contiguous)
+        placed = _placed(asked, problem, TIME_UNIT[graph_format])
     except InfeasiblePlan as error:
-        if json:
+        if asked.json:
             print_json({"feasible": False, "missing_bytes": error.short_bytes, "reason": str(error)})
         raise
-    elapsed_s = time.perf_counter() - started_s
-    if json:
-        print_json(_as_json(problem, placement, elapsed_s, contiguous=contiguous))
+    from forescale.cli import placement_view
+
+    if asked.json:
+        print_json(placement_view.as_json(placed))
     else:
-        _show(problem, placement, elapsed_s, contiguous=contiguous)
+        placement_view.show(placed)
+    if asked.svg is not None:
+        from forescale.plan.placement.picture import draw_placement
+
+        write_text(asked.svg, draw_placement(placed.problem, placed.placement))
 
 
-def _read(path: Path) -> PlacementProblem:
-    from forescale.plan.placement.device_placement import read_device_placement
+def _check(asked: GraphRequest) -> None:
+    if asked.time_limit_s is not None and not asked.certify:
+        raise InvalidInput("--time-limit-s is how long --certify may take; give both")
+    if asked.own is not None and not asked.compare:
+        raise InvalidInput("--own is compared with ours; add --compare")
+    if asked.objective not in {THROUGHPUT, LATENCY}:
+        raise InvalidInput(f"--objective is {THROUGHPUT} or {LATENCY}, not {asked.objective}")
+    if asked.objective == LATENCY and asked.certify:
+        raise InvalidInput("--certify is for throughput; there is no certificate of a latency")
+    if asked.svg is not None:
+        check_writable(asked.svg)
 
+
+def _plan_jointly(asked: GraphRequest, text: str) -> None:
+    from forescale.cli.joint import plan_jointly
+
+    foreign = set(asked.graph_options) - {"--format", "--memory", "--bandwidth"}
+    if foreign or asked.svg is not None:
+        raise InvalidInput(f"{min(foreign, default='--svg')} is not for Piper's graphs")
+    plan_jointly(
+        text,
+        devices=asked.devices,
+        memory_bytes=asked.memory_bytes,
+        bandwidth_bytes_per_time=asked.bandwidth_bytes_per_time,
+        json=asked.json,
+    )
+
+
+def _problem(asked: GraphRequest, text: str, graph_format: Format) -> PlacementProblem:
+    from forescale.plan.placement.reading import read_graph
+
+    problem = read_graph(
+        text,
+        graph_format=graph_format,
+        cluster=_cluster(asked.cluster) if asked.cluster else None,
+        devices=asked.devices,
+        batch=asked.batch,
+    )
+    if asked.memory_bytes is None:
+        return problem
+    kinds = tuple(
+        replace(kind, memory_bytes=asked.memory_bytes) if kind.pays_transfers else kind
+        for kind in problem.kinds
+    )
+    return replace(problem, kinds=kinds)
+
+
+def _cluster(path: Path) -> ClusterFile:
+    from forescale.plan.cluster_file import read_cluster
+
+    profiles = files("forescale.plan").joinpath("profiles.toml").read_text(encoding="utf-8")
+    return read_cluster(_read(path), profiles=profiles)
+
+
+def _placed(asked: GraphRequest, problem: PlacementProblem, time_unit: str) -> Placed:
+    from forescale.plan.placement.baselines import compare, read_assignment
+    from forescale.plan.placement.certificate import certify, check_certifiable
+    from forescale.plan.placement.latency import place_for_latency
+    from forescale.plan.placement.place import place, placed_as
+
+    own = read_assignment(problem, _read(asked.own)) if asked.own else None
+    if asked.certify:
+        check_certifiable(problem)
+    started_s = time.perf_counter()
+    planner = place_for_latency if asked.objective == LATENCY else place
+    placement = planner(problem, contiguous=asked.contiguous)
+    elapsed_s = time.perf_counter() - started_s
+    certificate = None
+    if asked.certify:
+        limit_s = _TIME_LIMIT_S if asked.time_limit_s is None else asked.time_limit_s
+        with status() as say:
+            say(f"proving how good it is, for up to {limit_s:g} s")
+            certificate = certify(problem, placement, contiguous=asked.contiguous, time_limit_s=limit_s)
+        device_N = placement.device_N if certificate.device_N is None else certificate.device_N
+        placement = placed_as(problem, device_N, lower_bound=certificate.lower_bound)
+    return Placed(
+        problem=problem,
+        placement=placement,
+        contiguous=asked.contiguous,
+        time_unit=time_unit,
+        elapsed_s=elapsed_s,
+        certificate=certificate,
+        compared=compare(problem, placement, own) if asked.compare else None,
+    )
+
+
+def _read(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"cannot read {path}: {error}") from error
-    return read_device_placement(text)
-
-
-def _as_json(
-    problem: PlacementProblem, placement: Placement, elapsed_s: float, *, contiguous: bool
-) -> dict[str, Any]:
-    devices = problem.devices
-    return {
-        "objective": placement.objective,
-        "lower_bound": placement.lower_bound,
-        "gap": placement.gap,
-        "feasible": True,
-        "contiguous": contiguous,
-        "assignment": {
-            node: devices[device]
-            for node, device in zip(problem.nodes, placement.device_N.tolist(), strict=True)
-        },
-        "loads": dict(zip(devices, placement.load_D.tolist(), strict=True)),
-        "memory_bytes": dict(zip(devices, placement.memory_bytes_D.tolist(), strict=True)),
-        "elapsed_s": elapsed_s,
-        "rationale": [_reason(problem, placement)],
-    }
-
-
-def _show(problem: PlacementProblem, placement: Placement, elapsed_s: float, *, contiguous: bool) -> None:
-    shown = table("Placement", "device", ">nodes", ">work", ">transfers", ">load", ">memory")
-    counts = [placement.device_N.tolist().count(device) for device in range(len(problem.devices))]
-    columns = zip(
-        problem.devices,
-        counts,
-        placement.work_D.tolist(),
-        placement.load_D.tolist(),
-        placement.memory_bytes_D.tolist(),
-        strict=True,
-    )
-    for device, count, work, load, memory_bytes in columns:
-        shown.add_row(
-            device, str(count), f"{work:.3f}", f"{load - work:.3f}", f"{load:.3f}", size(memory_bytes)
-        )
-    out = console()
-    out.print(shown)
-    kind = "contiguous" if contiguous else "free"
-    out.print(
-        f"Longest load: {placement.objective:.3f} ({kind}), in the graph's unit of time. None is below "
-        f"{placement.lower_bound:.3f}: at most {percent(placement.gap)} could be gained."
-    )
-    out.print(_reason(problem, placement), markup=False)
-    out.print(f"Found in {elapsed_s:.2f} s.")
-
-
-def _reason(problem: PlacementProblem, placement: Placement) -> str:
-    """Which device sets the pace, and what of it is transfers."""
-    longest = int(placement.load_D.argmax())
-    transfers = float(placement.load_D[longest] - placement.work_D[longest])
-    fraction = transfers / placement.objective if placement.objective else 0.0
-    return f"{problem.devices[longest]} has the longest load; {percent(fraction)} of it are transfers."

@@ -13,7 +13,7 @@ from forescale.cli import options, placement
 from forescale.cli.console import console, print_json, table
 from forescale.cli.measurement import measure_task
 from forescale.cli.output import check_writable, write_text
-from forescale.cli.units import percent, seconds, size
+from forescale.cli.units import parse_size, percent, seconds, size
 from forescale.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -21,40 +21,124 @@ if TYPE_CHECKING:
     from forescale.plan.partition_plan import PartitionPlan, Stage
     from forescale.plan.problem import PartitionProblem
 
-Svg = Annotated[Path | None, typer.Option(metavar="OUT.svg", help="Also draw the plan to this file.")]
-
-
 Reference = Annotated[
     str,
     typer.Argument(
-        metavar="FILE.py[:TASK]|GRAPH.json",
-        help="Python file and the name of a forescale.TrainingTask in it, or a cost graph in the format of "
-        "Tarnawski et al., NeurIPS 2020.",
+        metavar="FILE.py[:TASK]|GRAPH",
+        help="Python file and the name of a forescale.TrainingTask in it, or a graph whose costs are given.",
+    ),
+]
+Svg = Annotated[Path | None, typer.Option(metavar="OUT.svg", help="Also draw the plan to this file.")]
+_GRAPHS = "Graphs"
+GraphFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="device-placement, pipedream, piper or model; by default found out.",
+        rich_help_panel=_GRAPHS,
+    ),
+]
+Cluster = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.toml", help="Devices and links to plan for.", rich_help_panel=_GRAPHS),
+]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Memory of each accelerator, as 4GB.", rich_help_panel=_GRAPHS),
+]
+Bandwidth = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, metavar="B", help="Of a Piper graph: bytes per its unit of time.", rich_help_panel=_GRAPHS
+    ),
+]
+Batch = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUE",
+        help="Of a captured model: the batch's sizes; repeatable.",
+        rich_help_panel=_GRAPHS,
     ),
 ]
 Contiguous = Annotated[
     bool,
     typer.Option(
-        "--contiguous/--free", help="Of a graph: whether each device holds an interval, or any nodes."
+        "--contiguous/--free",
+        help="Whether each device holds an interval, or any nodes.",
+        rich_help_panel=_GRAPHS,
+    ),
+]
+Objective = Annotated[
+    str,
+    typer.Option(
+        metavar="OBJECTIVE",
+        help="throughput: the shortest longest load; latency: one sample through the graph.",
+        rich_help_panel=_GRAPHS,
+    ),
+]
+Certify = Annotated[
+    bool,
+    typer.Option("--certify", help="Prove how good it is, or find a better one.", rich_help_panel=_GRAPHS),
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(metavar="T", help="Longest time for --certify. Default: 30.", rich_help_panel=_GRAPHS),
+]
+Compare = Annotated[
+    bool,
+    typer.Option("--compare", help="Beside what other planners would do.", rich_help_panel=_GRAPHS),
+]
+Own = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.json",
+        help="With --compare: your own placement, node to device, or what --json printed.",
+        rich_help_panel=_GRAPHS,
     ),
 ]
 
 
-def plan(
+def plan(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
     file: Reference,
     devices: options.Devices = None,
-    contiguous: Contiguous = True,
     svg: Svg = None,
+    graph_format: GraphFormat = None,
+    cluster: Cluster = None,
+    memory: Memory = None,
+    bandwidth: Bandwidth = None,
+    batch: Batch = None,
+    contiguous: Contiguous = True,
+    objective: Objective = placement.THROUGHPUT,
+    certify: Certify = False,
+    time_limit_s: TimeLimit = None,
+    compare: Compare = False,
+    own: Own = None,
     json: options.Json = False,
 ) -> None:
-    """Who would run what: the stages, their predicted time and memory, and the reasons."""
-    if file.endswith(placement.SUFFIX):
-        if svg is not None:
-            raise InvalidInput("--svg draws plans of models; a graph is printed as a table, or with --json")
-        placement.place_graph(Path(file), accelerators=devices, contiguous=contiguous, json=json)
+    """Who would run what: the stages or devices, their predicted time and memory, and the reasons."""
+    request = placement.GraphRequest(
+        path=Path(file),
+        graph_format=graph_format,
+        cluster=cluster,
+        devices=devices,
+        memory_bytes=parse_size(memory) if memory is not None else None,
+        bandwidth_bytes_per_time=bandwidth,
+        batch=_sizes(batch or []),
+        contiguous=contiguous,
+        objective=objective,
+        certify=certify,
+        time_limit_s=time_limit_s,
+        compare=compare,
+        own=own,
+        svg=svg,
+        json=json,
+    )
+    if Path(file.partition(":")[0]).suffix != ".py":
+        placement.place_graph(request)
         return
-    if not contiguous:
-        raise InvalidInput("--free is for graphs; a model's stages are contiguous")
+    if given := request.graph_options:
+        raise InvalidInput(f"{given[0]} is for graphs; a task is planned for the devices of this machine")
     if svg is not None:
         check_writable(svg)
     measured = measure_task(file, devices)
@@ -71,6 +155,16 @@ def plan(
         print_json(_as_json(problem, best, peaks_bytes))
     else:
         _show(problem, best, peaks_bytes)
+
+
+def _sizes(given: Sequence[str]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        if not name or not value.isdecimal():
+            raise InvalidInput(f"--batch {text} is not NAME=VALUE with a whole number")
+        sizes[name] = int(value)
+    return sizes
 
 
 def _as_json(problem: PartitionProblem, plan: PartitionPlan, peaks_bytes: Sequence[int]) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""A plan as a picture: one lane per device, modules as boxes, cut tensors as arrows.
-
-The picture is one SVG that brings its own colours for light and dark surroundings.
-"""
+"""A plan as a picture: one lane per device, modules as boxes, cut tensors as arrows."""
 
 from __future__ import annotations
 
@@ -18,30 +15,16 @@ from forescale.graph.size import evaluate, tensor_bytes
 from forescale.plan.partition_plan import PartitionPlan, pipeline_positions
 from forescale.plan.problem import Array
 from forescale.plan.replicas import microbatch_counts
+from forescale.plan.svg import CHARACTER_WIDTH, document, shortened, text
 from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_microbatches, spell_time
 
 _LANE_WIDTH, _GAP, _MARGIN = 250, 140, 24
 _LEAST_WIDTH = 440
 _TITLE_HEIGHT, _HEAD_HEIGHT, _FULL_HEIGHT = 54, 74, 420
 _BOX_GAP, _LEAST_BOX, _FEW_BOXES, _MOST_BOXES = 3, 20, 5, 14
-_CHARACTER_WIDTH = 6.6
 _DETOUR = 26
 # FLOPs a processor does while it moves one byte: only shares of a stage's predicted time depend on it.
 _FLOPS_PER_BYTE = 10.0
-
-_STYLE = """
-.fp{--ink:#1c2024;--soft:#5d646d;--line:#d9dcdf;--lane:#f6f7f5;--c0:#1f6fd1;--c1:#c2570c;--c2:#16806a;--c3:#8a3ea8;
-font:12px system-ui,-apple-system,'Segoe UI',Roboto,sans-serif}
-.fp text{fill:var(--ink)}.fp .soft{fill:var(--soft)}.fp .big{font-size:16px;font-weight:600}
-.fp .name{font-size:14px;font-weight:600}.fp .end{text-anchor:end}.fp .mid{text-anchor:middle}
-.fp .lane{fill:var(--lane);stroke:var(--line)}.fp .rail{fill:var(--line)}
-.fp .tint{fill-opacity:.16;stroke-opacity:.55}.fp .arrow{fill:none;stroke:var(--soft);stroke-width:1.6}
-.fp .tip{fill:var(--soft)}
-.fp .k0{fill:var(--c0);stroke:var(--c0)}.fp .k1{fill:var(--c1);stroke:var(--c1)}
-.fp .k2{fill:var(--c2);stroke:var(--c2)}.fp .k3{fill:var(--c3);stroke:var(--c3)}
-@media (prefers-color-scheme:dark){.fp{--ink:#e6e8ea;--soft:#9aa3ac;--line:#363c43;--lane:#23282d;
---c0:#6fabf5;--c1:#f2a15f;--c2:#55c9ab;--c3:#cf94e6}}
-"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,14 +82,8 @@ def draw_svg(graph: ModelGraph, plan: PartitionPlan) -> str:
             for part in _detour(cut, lanes, bottom + _DETOUR * (level + 0.6))
         ),
     ]
-    summary = escape(
-        f"Plan over {len(lanes)} devices, predicted step {spell_time(plan.prediction.step_s)}", quote=True
-    )
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" class="fp" role="img" aria-label="{summary}" '
-        f'viewBox="0 0 {width} {height:.0f}" width="{width}" height="{height:.0f}">'
-        f"<style>{_STYLE}</style>{''.join(parts)}</svg>"
-    )
+    summary = f"Plan over {len(lanes)} devices, predicted step {spell_time(plan.prediction.step_s)}"
+    return document(summary, width, height, parts)
 
 
 def _weights(graph: ModelGraph) -> Array:
@@ -212,8 +189,8 @@ def _title(plan: PartitionPlan) -> list[str]:
     if len(plan.stages) > 1 and pipeline_positions(plan.stages)[-1] == 0:
         run = f"{len(plan.stages)} replicas, microbatches {spell_microbatches(plan)}"
     return [
-        _text(_MARGIN, 26, f"Predicted step: {spell_time(plan.prediction.step_s)}", "big"),
-        _text(_MARGIN, 44, f"{run}; a box's height is its computing time in a step", "soft"),
+        text(_MARGIN, 26, f"Predicted step: {spell_time(plan.prediction.step_s)}", "big"),
+        text(_MARGIN, 44, f"{run}; a box's height is its computing time in a step", "soft"),
     ]
 
 
@@ -226,12 +203,12 @@ def _lane(plan: PartitionPlan, stage: int, placed: Sequence[_Placed], bottom: fl
     again = ", recomputes" if planned.recompute else ""
     return [
         f'<rect class="lane" x="{left}" y="{top}" width="{_LANE_WIDTH}" height="{bottom - top:.1f}" rx="8"/>',
-        _text(left + 10, top + 20, _shortened(planned.device, rail - 80), "name"),
-        _text(right, top + 20, f"{busy:.0%} busy", "end"),
+        text(left + 10, top + 20, shortened(planned.device, rail - 80), "name"),
+        text(right, top + 20, f"{busy:.0%} busy", "end"),
         f'<rect class="rail" x="{left + 10}" y="{rail_y}" width="{rail}" height="6" rx="3"/>',
         f'<rect class="{colour}" x="{left + 10}" y="{rail_y}" width="{rail * busy:.1f}" height="6" rx="3"/>',
-        _text(left + 10, top + 54, f"{len(planned.operators)} operators{again}", "soft"),
-        _text(right, top + 54, spell_bytes(predicted.memory_bytes), "soft end"),
+        text(left + 10, top + 54, f"{len(planned.operators)} operators{again}", "soft"),
+        text(right, top + 54, spell_bytes(predicted.memory_bytes), "soft end"),
         *(part for box in placed for part in _drawn(box, left, colour)),
     ]
 
@@ -241,12 +218,12 @@ def _drawn(placed: _Placed, left: float, colour: str) -> list[str]:
     label, seconds = box.label or "(the model itself)", spell_time(box.compute_s)
     middle = placed.y + placed.height / 2 + 4
     hint = escape(f"{label}: {len(box.operators)} operators, {seconds} per step")
-    room = width - 20 - len(seconds) * _CHARACTER_WIDTH
+    room = width - 20 - len(seconds) * CHARACTER_WIDTH
     return [
         f'<rect class="tint {colour}" x="{left + 10}" y="{placed.y:.1f}" width="{width}" '
         f'height="{placed.height:.1f}" rx="4"><title>{hint}</title></rect>',
-        _text(left + 18, middle, _shortened(label, room), ""),
-        _text(left + width + 2, middle, seconds, "soft end"),
+        text(left + 18, middle, shortened(label, room), ""),
+        text(left + width + 2, middle, seconds, "soft end"),
     ]
 
 
@@ -265,8 +242,8 @@ def _straight(cut: _Cut, lanes: Sequence[Sequence[_Placed]]) -> list[str]:
         label_x, label_y = middle + 20, (y + end_y) / 2 + (44 if end_y < y else -58)
     return [
         *_arrow(cut, path, end_x + 10, end_y),
-        _text(label_x, label_y, lines[0], "soft mid"),
-        _text(label_x, label_y + 14, lines[1], "mid"),
+        text(label_x, label_y, lines[0], "soft mid"),
+        text(label_x, label_y + 14, lines[1], "mid"),
     ]
 
 
@@ -276,8 +253,8 @@ def _detour(cut: _Cut, lanes: Sequence[Sequence[_Placed]], level_y: float) -> li
     end_x, end_y = _left(cut.target), _centre(lanes[cut.target], cut.reader)
     out, back = x + 12 + 4 * cut.target, end_x - 12 - 4 * cut.source
     path = f"M{x - 10},{y:.1f} H{out} V{level_y:.1f} H{back} V{end_y:.1f} H{end_x + 4}"
-    text = f"{spell_count(len(cut.names), 'tensor')}, {spell_bytes(cut.size_bytes)}"
-    return [*_arrow(cut, path, end_x + 10, end_y), _text((out + back) / 2, level_y - 5, text, "soft mid")]
+    label = f"{spell_count(len(cut.names), 'tensor')}, {spell_bytes(cut.size_bytes)}"
+    return [*_arrow(cut, path, end_x + 10, end_y), text((out + back) / 2, level_y - 5, label, "soft mid")]
 
 
 def _arrow(cut: _Cut, path: str, tip_x: float, tip_y: float) -> list[str]:
@@ -297,13 +274,3 @@ def _centre(lane: Sequence[_Placed], operator: int | None) -> float:
     """Height at which an operator's box has its middle; the loss is at the lane's end."""
     placed = next((p for p in lane if operator in p.box.operators), lane[-1])
     return placed.y + placed.height / 2
-
-
-def _shortened(text: str, room: float) -> str:
-    """The end of a module path says more than its beginning."""
-    most = int(room / _CHARACTER_WIDTH)
-    return text if len(text) <= most else "…" + text[-most + 1 :]
-
-
-def _text(x: float, y: float, text: str, style: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}">{escape(text)}</text>'

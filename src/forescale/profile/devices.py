@@ -29,6 +29,7 @@ PCIE_3_X16 = Link(bandwidth_bytes_per_s=12e9, latency_s=20e-6)
 MATMUL_SIZE = 768
 CUDA_MATMUL_SIZE = 4096
 COPY_BYTES = 128 << 20
+_WORKER_BYTES = 300_000_000  # what a worker takes before any model: Python and PyTorch's libraries
 """Larger than the caches of one core's share, so that a copy goes to memory."""
 LEAST_RUNS, MOST_RUNS = 3, 30
 
@@ -107,7 +108,14 @@ def _count_devices(number: int | None) -> tuple[Device, ...]:
 
 
 def _cpu_devices(core_sets: Sequence[tuple[int, ...]]) -> tuple[Device, ...]:
-    memory_bytes = memory_capacity_bytes() // max(1, len(core_sets))
+    count = max(1, len(core_sets))
+    capacity_bytes = memory_capacity_bytes()
+    if capacity_bytes < count * _WORKER_BYTES:
+        raise InvalidInput(
+            f"{count} devices need a worker of {_WORKER_BYTES / 1e6:.0f} MB each, before any model; the "
+            f"memory is enough for {capacity_bytes // _WORKER_BYTES}"
+        )
+    memory_bytes = capacity_bytes // count
     return tuple(
         Device(name=f"cpu{number}", kind=DeviceKind.CPU, cores=cores, memory_bytes=memory_bytes)
         for number, cores in enumerate(core_sets)

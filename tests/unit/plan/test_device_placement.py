@@ -50,7 +50,7 @@ def test_reads_costs_groups_and_devices() -> None:
         ("[]", "not a device-placement graph"),
         ('{"nodes": []}', "not a device-placement graph|has no nodes|lacks"),
         (graph([], []), "the graph has no nodes"),
-        (graph([node(1)], [(1, 2, 1.0)]), "an edge names a node that is not there"),
+        (graph([node(1)], [(1, 2, 1.0)]), "edge 1 -> 2 names node 2, which is not there"),
         (graph([node(1), node(2)], [(1, 2, -1.0)]), "the output of node 1 has a negative cost"),
         (graph([node(1), node(2, fpgaLatency=-3)], []), "node 2 has a negative time"),
         (graph([node(1), node(1)], []), "two nodes of the graph have the same id"),

@@ -71,6 +71,11 @@ def test_devices_that_are_not_there_are_refused(devices: object) -> None:
         find_cluster(devices)  # type: ignore[arg-type]
 
 
+def test_more_workers_than_the_memory_holds_are_not_even_started() -> None:
+    with pytest.raises(InvalidInput, match=r"1000000 devices need a worker of 300 MB each.* enough for \d+$"):
+        find_cluster(1_000_000)
+
+
 def test_core_lists() -> None:
     assert parse_cores("0-3,6") == (0, 1, 2, 3, 6)
 

@@ -22,12 +22,16 @@ _LARGE_NET = 50
 """Readers of a tensor beyond which being one of them says little about where an atom belongs."""
 _PER_TEMPERATURE = 1000
 _DRAWN = 4096
+_DEVICES = 7
 _SWAPS, _NEIGHBOURS = 0.3, 0.85
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cooling:
-    """From one temperature to another, as fractions of the energy; ``exponent``: of the mean of loads."""
+    """From one temperature to another, as fractions of the energy; ``exponent``: of the mean of loads.
+
+    For up to seven devices; of more, each has less of the energy, and so has the temperature.
+    """
 
     first: float
     last: float
@@ -42,7 +46,7 @@ class Assignment:
         kinds = [problem.kinds[kind] for kind in kind_D]
         self.device_A = list(device_A)
         self.devices = len(kinds)
-        self._pays_D = [kind.pays_transfers for kind in kinds]
+        self._pays_D: list[bool] = problem.pays_D.tolist()
         self._capacity_D = [kind.memory_bytes for kind in kinds]
         self._work_AD = parts.work_KA.T[:, kind_D].tolist()
         self._memory_A = parts.memory_bytes_A.tolist()
@@ -59,6 +63,9 @@ class Assignment:
         for atom, device in enumerate(self.device_A):
             self.load_D[device] += self._work_AD[atom][device]
             self.memory_D[device] += self._memory_A[atom]
+        self._add_transfers()
+
+    def _add_transfers(self) -> None:
         for cost, held_D, span in zip(self._cost_H, self._held_HD, self._span_H, strict=True):
             for device in range(self.devices):
                 if span > 1 and held_D[device] and self._pays_D[device]:
@@ -97,6 +104,55 @@ class Assignment:
         self.device_A[atom] = target
 
 
+class FarAssignment(Assignment):
+    """On devices that are not all as far from each other: what moves may change the loads of all."""
+
+    def __init__(self, problem: PlacementProblem, parts: Parts, device_A: Sequence[int]) -> None:
+        levels = parts.nets.levels
+        self._cost_HL: list[list[float]] = [] if levels is None else levels.cost_LH.T.tolist()
+        self._source_H: list[int] = [] if levels is None else levels.source_H.tolist()
+        self._level_DD: list[list[int]] = problem.level_DD.tolist()
+        super().__init__(problem, parts, device_A)
+
+    def _add_transfers(self) -> None:
+        for net in range(len(self._cost_HL)):
+            self._charge(net, 1.0)
+
+    def move(self, atom: int, target: int) -> None:
+        source = self.device_A[atom]
+        self.load_D[source] -= self._work_AD[atom][source]
+        self.load_D[target] += self._work_AD[atom][target]
+        self.memory_D[source] -= self._memory_A[atom]
+        self.memory_D[target] += self._memory_A[atom]
+        for net in self._nets_A[atom]:
+            self._charge(net, -1.0)
+            self._held_HD[net][source] -= 1
+            self._held_HD[net][target] += 1
+        self.device_A[atom] = target
+        for net in self._nets_A[atom]:
+            self._charge(net, 1.0)
+
+    def _charge(self, net: int, sign: float) -> None:
+        """Adds what the net's devices pay, or takes it away."""
+        cost_L = self._cost_HL[net]
+        origin = self.device_A[self._source_H[net]]
+        level_D = self._level_DD[origin]
+        farthest = -1
+        for device, held in enumerate(self._held_HD[net]):
+            if held and device != origin:
+                farthest = max(farthest, level_D[device])
+                if self._pays_D[device]:
+                    self.load_D[device] += sign * cost_L[level_D[device]]
+        if farthest >= 0 and self._pays_D[origin]:
+            self.load_D[origin] += sign * cost_L[farthest]
+
+
+def assignment_of(problem: PlacementProblem, parts: Parts, device_A: Sequence[int]) -> Assignment:
+    """The quicker of the two that is right for the problem."""
+    kind = Assignment if parts.nets.levels is None else FarAssignment
+    return kind(problem, parts, device_A)
+
+
 def anneal(
     assignment: Assignment,
     parts: Parts,
@@ -112,9 +168,10 @@ def anneal(
         movable: atoms that may change device.
     """
     search = _Walk(assignment, parts, movable, cooling, rng)
+    share = min(1.0, _DEVICES / assignment.devices)
     for tried in range(0, moves, _PER_TEMPERATURE):
         temperature = cooling.first * (cooling.last / cooling.first) ** (tried / moves)
-        search.walk(_PER_TEMPERATURE, temperature * cooling.exponent)
+        search.walk(_PER_TEMPERATURE, temperature * share * cooling.exponent)
     return search.best, search.best_device_A
 
 
@@ -134,7 +191,9 @@ class _Walk:
         blocks = iter(lambda: rng.random(_DRAWN).tolist(), None)
         self._random: Callable[[], float] = chain.from_iterable(blocks).__next__
         self._scale = max(assignment.load_D) or 1.0  # nothing takes any time
-        self._energy = self._measure()
+        self._power_D = [self._power(load) for load in assignment.load_D]
+        self._energy = sum(self._power_D)
+        self._all_touched = range(assignment.devices if isinstance(assignment, FarAssignment) else 0)
         self.best, self.best_device_A = max(assignment.load_D), assignment.device_A.copy()
         neighbours: list[set[int]] = [set() for _ in range(parts.count)]
         for net in parts.nets:
@@ -142,12 +201,8 @@ class _Walk:
                 neighbours[atom].update(net.nodes)
         self._neighbours_A = [sorted(known - {atom}) for atom, known in enumerate(neighbours)]
 
-    def _measure(self) -> float:
-        scale, exponent = self._scale, self._exponent
-        energy = 0.0
-        for load in self._assignment.load_D:
-            energy += (load / scale) ** exponent
-        return energy
+    def _power(self, load: float) -> float:
+        return (load / self._scale) ** self._exponent
 
     def walk(self, steps: int, tolerance: float) -> None:
         """Tries moves and swaps; takes one that raises the energy by a fraction x with chance exp(-x / T)."""
@@ -163,20 +218,26 @@ class _Walk:
             return
         if not (assignment.fits(atom, target) if other is None else assignment.can_swap(atom, other)):
             return
-        load_D = assignment.load_D.copy()
+        load_D, power_D = assignment.load_D, self._power_D
+        touched = self._all_touched or (source, target)
+        before = [(device, load_D[device], power_D[device]) for device in touched]
         assignment.move(atom, target)
         if other is not None:
             assignment.move(other, source)
-        energy = self._measure()
+        for device in touched:
+            power_D[device] = self._power(load_D[device])
+        energy = sum(power_D)
         if energy <= self._energy * (1 - tolerance * math.log(1 - draw())):
             self._energy = energy
-            if (longest := max(assignment.load_D)) < self.best:
+            if (longest := max(load_D)) < self.best:
                 self.best, self.best_device_A = longest, assignment.device_A.copy()
             return
         if other is not None:
             assignment.move(other, target)
         assignment.move(atom, source)
-        assignment.load_D[:] = load_D  # exactly: rounding must not add up over many moves
+        # Exactly as it was: rounding must not add up over many moves.
+        for device, load, power in before:
+            load_D[device], power_D[device] = load, power
 
     def _propose(self, atom: int) -> tuple[int | None, int]:
         """An atom to swap with, if any, and the device to go to."""

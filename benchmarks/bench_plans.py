@@ -1,0 +1,150 @@
+"""The plan chosen for a model against alternatives that are run for real, with equal and unequal devices.
+
+Operators are timed once, as ``forescale train`` does; then the second device is slowed, and the same workers
+run all plans in turn, several times over, so that what else the host does strikes all of them alike.
+
+    python benchmarks/bench_plans.py [--out FILE.md]
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from forced import ForcedRun, cut_plan
+from slowdown import slowed, worker_pid
+from table import environment, write_table
+from torch.nn import functional
+from workloads import gpt_task
+
+import forescale as fs
+from forescale.control.planner import Planner, same_split
+from forescale.control.preparation import capture_task, prepare
+from forescale.engine.train.engine import TrainingEngine
+from forescale.plan.partition_plan import PartitionPlan, Schedule
+from forescale.profile.devices import find_cluster
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from models import ResNet, UNet  # the models are those of the tests, wider
+
+SPEEDS = (1.0, 0.4)
+SHARES = {
+    1.0: (0.3, 0.38, 0.44, 0.5, 0.56, 0.62, 0.7, 0.78),
+    0.4: (0.5, 0.58, 0.64, 0.7, 0.76, 0.82, 0.88, 0.94),
+}
+MICROBATCHES = (4, 8)
+ROUNDS, STEPS, WARM_UP = 5, 3, 1
+
+
+def images_task(model: torch.nn.Module, rows: int, size: int, *, per_pixel: bool) -> fs.TrainingTask:
+    generator = torch.Generator().manual_seed(1)
+    pictures = torch.randn(rows, 3, size, size, generator=generator)
+    shape = (rows, size, size) if per_pixel else (rows,)
+    labels = torch.randint(0, 2, shape, generator=generator)
+
+    def loss(output: torch.Tensor, batch: Any) -> torch.Tensor:
+        return functional.cross_entropy(output, batch[1])
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameters, lr=1e-3)
+
+    return fs.TrainingTask(model, loss, optimizer, [(pictures, labels)] * 8)
+
+
+def tasks() -> dict[str, Callable[[], fs.TrainingTask]]:
+    return {
+        "GPT": lambda: gpt_task(width=256, layers=6, rows=16, length=64, count=8),
+        "ResNet": lambda: images_task(ResNet(width=32), 16, 32, per_pixel=False),
+        "U-Net": lambda: images_task(UNet(width=32), 16, 64, per_pixel=True),
+    }
+
+
+def measured(run: ForcedRun, plans: list[PartitionPlan]) -> list[float]:
+    """Median step time of each plan, over rounds through all of them."""
+    times: list[list[float]] = [[] for _ in plans]
+    step = len(run.outcome.steps)
+    for _ in range(ROUNDS):
+        for times_s, plan in zip(times, plans, strict=True):
+            run.steps(STEPS, {step: plan})
+            times_s += [done.step_s for done in run.outcome.steps[step + WARM_UP :]]
+            step += STEPS
+    return [statistics.median(times_s) for times_s in times]
+
+
+def compare(task: fs.TrainingTask, speed: float, folder: Path) -> tuple[Any, ...]:
+    cluster = find_cluster(2)
+    slow = cluster.devices[1]
+    with contextlib.ExitStack() as stack:
+        engine = stack.enter_context(TrainingEngine(cluster, folder))
+        prepared = prepare(task, iter(task.batches), cluster, engine, None, lambda _: None)
+        batch = next(iter(prepared.batches))
+        binding = prepared.describe(batch)
+        batches = (batch for _ in iter(int, 1))
+        run = ForcedRun(engine, capture_task(task, batch)[0], batches)
+        planner, speeds = Planner(prepared.costs), {slow.name: speed}
+        chosen = planner.best(binding, speeds)
+        count = len(run.graph.operators)
+        others = [
+            replace(
+                cut_plan(run.graph, cluster, (round(share * count),), microbatches),
+                schedule=Schedule.EAGER_1F1B,
+            )
+            for microbatches, share in product(MICROBATCHES, SHARES[speed])
+        ]
+        plans = [chosen, *(plan for plan in others if not same_split(plan, chosen))]
+        run.start(chosen)
+        run.steps(2)
+        if speed < 1.0:
+            stack.enter_context(slowed(worker_pid(slow.name), slow.cores[0], speed))
+        times_s = measured(run, plans)
+        engine.close()
+    predicted_s = planner.prediction(chosen, binding, speeds).step_s
+    best = min(range(len(plans)), key=times_s.__getitem__)
+    return (
+        f"1 : {speed:g}",
+        " + ".join(str(len(stage.operators)) for stage in chosen.stages)
+        + f", {chosen.microbatches} microbatches",
+        f"{predicted_s * 1e3:.0f}",
+        f"{times_s[0] * 1e3:.0f}",
+        f"{predicted_s / times_s[0] - 1:+.1%}",
+        f"{times_s[best] * 1e3:.0f} ({len(plans[best].stages[0].operators)}, {plans[best].microbatches})",
+        len(plans) - 1,
+        f"{times_s[0] / times_s[best]:.3f}",
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "plans.md")
+    out = parser.parse_args().out
+    rows: list[tuple[Any, ...]] = []
+    with tempfile.TemporaryDirectory() as name:
+        for (model, make), speed in product(tasks().items(), SPEEDS):
+            rows.append((model, *compare(make(), speed, Path(name) / f"{model}-{speed}")))
+            print(*rows[-1], flush=True)
+    rows.append(("asked", "", "", "", "", "≤ 8%", "", "≥ 15", "≤ 1.03"))
+    header = (
+        "model",
+        "speeds",
+        "chosen plan",
+        "predicted, ms",
+        "measured, ms",
+        "error",
+        "best measured, ms (operators first, microbatches)",
+        "alternatives",
+        "chosen / best",
+    )
+    write_table(out, "Chosen plans against measured alternatives", environment(seed=0), header, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Joint choice of stages, data-parallel and tensor-parallel degrees, and recomputation."""
