@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forescale.cli.console import console, print_json, table
 from forescale.cli.units import percent, size
-from forescale.core.errors import InfeasiblePlan, InvalidInput
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def plan_jointly(
-    graph: str | Path,
+    text: str,
     *,
     devices: int | None,
     memory_bytes: float | None,
@@ -29,13 +27,12 @@ def plan_jointly(
     """Reads a graph, plans it and shows the result.
 
     Args:
-        graph: its text, or its file.
         devices: how many there are; like the other limits, what the graph says unless given.
     """
     from forescale.plan.joint.piper import read_piper
     from forescale.plan.joint.search import plan_joint
 
-    problem = read_piper(_text(graph) if isinstance(graph, Path) else graph)
+    problem = read_piper(text)
     given = {
         "devices": devices,
         "memory_bytes": memory_bytes,
@@ -43,24 +40,12 @@ def plan_jointly(
     }
     problem = replace(problem, **{name: value for name, value in given.items() if value is not None})
     started_s = time.perf_counter()
-    try:
-        answer = plan_joint(problem)
-    except InfeasiblePlan as error:
-        if json:
-            print_json({"feasible": False, "missing_bytes": error.short_bytes, "reason": str(error)})
-        raise
+    answer = plan_joint(problem)
     elapsed_s = time.perf_counter() - started_s
     if json:
         print_json(_as_json(problem, answer, elapsed_s))
     else:
         _show(problem, answer, elapsed_s)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"cannot read {path}: {error}") from error
 
 
 def _as_json(problem: JointProblem, answer: JointAnswer, elapsed_s: float) -> dict[str, Any]:

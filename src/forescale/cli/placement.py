@@ -96,9 +96,18 @@ class Placed:
 
 def place_graph(asked: GraphRequest) -> None:
     """Reads a graph, places it and shows the result."""
+    _check(asked)
+    try:
+        _place(asked)
+    except InfeasiblePlan as error:
+        if asked.json:
+            print_json({"feasible": False, "missing_bytes": error.short_bytes, "reason": str(error)})
+        raise
+
+
+def _place(asked: GraphRequest) -> None:
     from forescale.plan.placement.reading import TIME_UNIT, detect_format, format_named
 
-    _check(asked)
     text = _read(asked.path)
     graph_format = detect_format(text) if asked.graph_format is None else format_named(asked.graph_format)
     if graph_format == "piper":
@@ -107,12 +116,7 @@ def place_graph(asked: GraphRequest) -> None:
     if asked.bandwidth_bytes_per_time is not None:
         raise InvalidInput("--bandwidth is for Piper's graphs; of the others, the links are in --cluster")
     problem = _problem(asked, text, graph_format)
-    try:
-        placed = _placed(asked, problem, TIME_UNIT[graph_format])
-    except InfeasiblePlan as error:
-        if asked.json:
-            print_json({"feasible": False, "missing_bytes": error.short_bytes, "reason": str(error)})
-        raise
+    placed = _placed(asked, problem, TIME_UNIT[graph_format])
     from forescale.cli import placement_view
 
     if asked.json:

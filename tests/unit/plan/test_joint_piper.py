@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner, Result
 
-from forescale.cli.joint import plan_jointly
+from forescale.cli.main import app
 from forescale.core.errors import InfeasiblePlan, InvalidInput
 from forescale.plan.joint.cost import cost
 from forescale.plan.joint.piper import read_piper
@@ -164,22 +165,25 @@ def test_a_wide_graph_gets_a_plan_without_all_its_cuts() -> None:
     assert wide.lower_bound < wide.objective
 
 
-def test_the_command_shows_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_shows_stages(tmp_path: Path) -> None:
     path = tmp_path / "graph.json"
     path.write_text(graph())
-    plan_jointly(path, devices=2, memory_bytes=14.0, json=True)
-    answer = json.loads(capsys.readouterr().out)
+
+    def run(*words: str) -> Result:
+        return CliRunner().invoke(app, ["plan", str(path), *words])
+
+    answer = json.loads(run("--devices", "2", "--memory", "14B", "--json").stdout)
     assert answer["feasible"]
     assert answer["assignment"] == {
         node: number for number, stage in enumerate(answer["stages"]) for node in stage["nodes"]
     }
     assert sum(stage["devices"] for stage in answer["stages"]) <= 2
     assert max(answer["loads"]) == answer["objective"] >= answer["lower_bound"]
-    plan_jointly(path, devices=2, memory_bytes=14.0, json=False)
-    assert f"Time per sample: {answer['objective']:.6g}" in capsys.readouterr().out
-    with pytest.raises(InfeasiblePlan):
-        plan_jointly(path, devices=1, memory_bytes=5.0, json=True)
-    assert json.loads(capsys.readouterr().out) == {
+    shown = run("--devices", "2", "--memory", "14B").stdout
+    assert f"Time per sample: {answer['objective']:.6g}" in shown
+    infeasible = run("--devices", "1", "--memory", "5B", "--json")
+    assert infeasible.exit_code == 3
+    assert json.loads(infeasible.stdout) == {
         "feasible": False,
         "missing_bytes": 7,
         "reason": "no plan fits: a device is short of 7 bytes; with 12 bytes on each there is a plan",
