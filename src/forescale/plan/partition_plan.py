@@ -17,22 +17,39 @@ class Schedule(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Shard:
+    """One device's part of the operators that several devices split between them: tensor parallelism.
+
+    Attributes:
+        index: which part it is, from 0.
+        weights: sizes of all the parts, in proportion; each at least 1.
+    """
+
+    index: int
+    weights: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Stage:
     """Operators that run together on one device.
 
     Stages that follow each other with the same operators are replicas: they share the microbatches of a
-    step, and sum their gradients.
+    step, and sum their gradients. A replica may be several stages, the shards of its operators in order: they
+    run the same microbatches together.
 
     Attributes:
         operators: indices into ``graph.operators``, ascending (which is the order they run in).
         recompute: keep only the stage's inputs and run the forward again in the backward.
-        share: of the microbatches, in proportion to the other replicas' shares; at least 1.
+        share: of the microbatches, in proportion to the other replicas' shares; at least 1. The shards of
+            one replica say the same.
+        shard: which part of its operators the device runs; None if it runs them whole.
     """
 
     device: str
     operators: tuple[int, ...]
     recompute: bool = False
     share: int = 1
+    shard: Shard | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
