@@ -92,3 +92,8 @@ def replica_groups(stages: Sequence[Stage]) -> tuple[tuple[Stage, ...], ...]:
 def pipeline_positions(stages: Sequence[Stage]) -> tuple[int, ...]:
     """Place of every stage in the pipeline, from 0; replicas have the same."""
     return tuple(place for place, group in enumerate(replica_groups(stages)) for _ in group)
+
+
+def shards_of(group: Sequence[Stage]) -> int:
+    """In how many shards each replica of a group is split."""
+    return len(group[0].shard.weights) if group[0].shard else 1
