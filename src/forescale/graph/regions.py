@@ -1,10 +1,12 @@
 """Groups of operators that are worth splitting between devices, each along one factor of its axes.
 
-A region begins where operators read parameters that have the factor (the columns of a linear layer, the filters
-of a convolution), goes on through operators that leave it alone, and ends in operators that sum over it, or where
-its parts are gathered: Shoeybi et al., *Megatron-LM*, 2019, found in any graph instead of written into a model.
+A region begins where operators read parameters that have the factor (the columns of a linear layer, the
+filters of a convolution), goes on through operators that leave it alone, and ends in operators that sum
+over it, or where its parts are gathered: Shoeybi et al., *Megatron-LM*, 2019, found in any graph instead of
+written into a model.
 
-A region is split if the work and the parameters that its devices save are worth the bytes that they exchange.
+A region is split if the work and the parameters that its devices save are worth the bytes that they
+exchange.
 """
 
 from __future__ import annotations
@@ -77,9 +79,7 @@ class _Members:
 
 
 class _Explorer:
-    def __init__(
-        self, dimensions: Dimensions, operators: frozenset[int], outputs: frozenset[str]
-    ) -> None:
+    def __init__(self, dimensions: Dimensions, operators: frozenset[int], outputs: frozenset[str]) -> None:
         self._dimensions = dimensions
         self._operators = operators
         self._outputs = outputs
