@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from threading import Barrier
+from threading import Condition
 from typing import Any
 
 import torch
@@ -32,20 +33,37 @@ class Run:
 
 
 class Meeting:
-    """Where threads show each other tensors."""
+    """Where threads show each other tensors; one runs at a time, as the random numbers are for all."""
 
     def __init__(self, parts: int) -> None:
-        self.parts = parts
-        self.barrier = Barrier(parts, timeout=60)
-        self._shown: list[tuple[str, Tensor]] = [("", torch.empty(0))] * parts
+        self._running = list(range(parts))  # whose turn it is comes first
+        self._turns = Condition()
+        self._shown: list[list[tuple[str, Tensor]]] = [[] for _ in range(parts)]
+
+    @contextmanager
+    def turn(self, index: int) -> Generator[None]:
+        self._wait(index)
+        try:
+            yield
+        finally:
+            with self._turns:
+                self._running.remove(index)
+                self._turns.notify_all()
 
     def show(self, index: int, what: str, tensor: Tensor) -> list[Tensor]:
-        self._shown[index] = (what, tensor.detach())
-        self.barrier.wait()
-        shown = list(self._shown)
-        self.barrier.wait()
+        self._shown[index].append((what, tensor.detach()))
+        number = len(self._shown[index]) - 1
+        with self._turns:
+            self._running.append(self._running.pop(0))
+            self._turns.notify_all()
+        self._wait(index)
+        shown = [tensors[number] for tensors in self._shown]
         assert len({what for what, _ in shown}) == 1, "shards met at different collectives"
         return [tensor for _, tensor in shown]
+
+    def _wait(self, index: int) -> None:
+        with self._turns:
+            self._turns.wait_for(lambda: self._running[0] == index)
 
 
 def differentiable(forward: Callable[..., Tensor], backward: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -100,92 +118,82 @@ def cut(tensor: Tensor, part: Slice | None) -> Tensor:
 
 def run_graph(
     graph: ModelGraph,
-    state: Mapping[str, Tensor],
-    feeds: Mapping[str, Tensor],
+    operators: Sequence[int],
+    outputs: Sequence[str],
+    values: Mapping[str, Tensor],
     binding: Mapping[str, int],
     modules: Mapping[str, Callable[..., Any]],
 ) -> Run:
-    """One forward and backward of a graph, whose result is every output times numbers of its own."""
-    program = compile_program(graph, range(len(graph.operators)), graph.outputs, CPU, modules)
+    """One forward and backward, whose loss is every output times numbers of its own.
+
+    Args:
+        values: of tensors from outside, parameters and buffers.
+    """
+    program = compile_program(graph, operators, outputs, CPU, modules)
+    trained = {n for n, p in graph.parameters.items() if p.trainable}
+    trained |= {n for n, t in graph.tensors.items() if t.requires_grad}
     leaves = {
-        name: value.detach().clone().requires_grad_(name in graph.parameters) for name, value in state.items()
+        name: values[name].detach().clone().requires_grad_(name in trained)
+        for name in (*program.state, *program.inputs)
     }
-    inputs = {n: x.detach().clone().requires_grad_(x.is_floating_point()) for n, x in feeds.items()}
     results = program.function(
         [leaves[name] for name in program.state],
-        [inputs[name] for name in program.inputs],
+        [leaves[name] for name in program.inputs],
         program.sizes(binding),
         lambda _: torch.manual_seed(3),
         True,
     )
-    outputs = dict(zip(program.outputs, results, strict=True))
-    loss = sum(
-        (outputs[name] * torch.linspace(-1, 2, outputs[name].numel()).view_as(outputs[name])).sum()
-        for name in outputs
-        if outputs[name].requires_grad
-    )
-    assert isinstance(loss, Tensor)
-    loss.backward()
-    for name, value in outputs.items():
+    for name, value in zip(outputs, results, strict=True):
         assert tuple(value.shape) == tuple(evaluate(size, binding) for size in graph.tensors[name].shape)
+    torch.stack([(x * torch.linspace(-1, 2, x.numel()).view_as(x)).sum() for x in results]).sum().backward()
     return Run(
-        outputs={name: value.detach() for name, value in outputs.items()},
-        gradients={name: value.grad for name, value in {**leaves, **inputs}.items() if value.requires_grad},
-        buffers={name: value for name, value in leaves.items() if name not in graph.parameters},
+        outputs={name: value.detach() for name, value in zip(outputs, results, strict=True)},
+        gradients={name: leaf.grad for name, leaf in leaves.items() if leaf.requires_grad},
+        buffers={name: leaf for name, leaf in leaves.items() if name in graph.buffers},
     )
 
 
-def shards_of(captured: CapturedModel, weights: Sequence[int]) -> list[Sharded]:
+def shards_of(captured: CapturedModel, weights: Sequence[int], first: int = 0) -> list[Sharded]:
+    """All shards of the operators from ``first`` on."""
     graph = captured.graph
+    operators = range(first, len(graph.operators))
     return [
-        shard_operators(graph, range(len(graph.operators)), index, weights, graph.outputs)
-        for index in range(len(weights))
+        shard_operators(graph, operators, index, weights, graph.outputs) for index in range(len(weights))
     ]
 
 
 def assert_shards_are_the_whole(
-    captured: CapturedModel, weights: Sequence[int], *args: Any, **kwargs: Any
-) -> None:
-    """Runs all shards together and compares everything with the whole model."""
-    feeds = captured.inputs.feed(args, kwargs)
-    binding = captured.graph.bind({name: tuple(x.shape) for name, x in feeds.items()})
-    state = {
-        n: v
-        for n, v in captured.state.items()
-        if captured.graph.parameters.get(n) or n in captured.graph.buffers
-    }
-    whole = run_graph(captured.graph, state, feeds, binding, captured.modules)
-    meeting, shards = Meeting(len(weights)), shards_of(captured, weights)
+    captured: CapturedModel, weights: Sequence[int], example: Tensor, first: int = 0
+) -> list[Sharded]:
+    """Runs all shards of the operators from ``first`` on, and compares everything with them run whole."""
+    graph = captured.graph
+    feeds = captured.inputs.feed((example,), {})
+    binding = graph.bind({name: tuple(x.shape) for name, x in feeds.items()})
+    values = {**captured.state, **feeds}
+    if first:
+        made = [name for o in graph.operators[:first] for name in o.outputs if name]
+        values |= run_graph(graph, range(first), made, values, binding, {}).outputs
+    whole = run_graph(graph, range(first, len(graph.operators)), graph.outputs, values, binding, {})
+    meeting, shards = Meeting(len(weights)), shards_of(captured, weights, first)
 
     def run(index: int) -> Run:
         shard = shards[index]
-        own = {
-            name: cut(state[name], shard.slices.get(name))
-            for name in (*shard.graph.parameters, *shard.graph.buffers)
-        }
-        for name, value in own.items():
-            held = shard.graph.parameters.get(name) or shard.graph.buffers[name]
-            assert tuple(value.shape) == held.shape
-        taken = {name: feeds[name] for name in shard.graph.inputs}
-        try:
-            return run_graph(shard.graph, own, taken, binding, collectives(meeting, index))
-        except BaseException:
-            meeting.barrier.abort()
-            raise
+        own = {name: cut(value, shard.slices.get(name)) for name, value in values.items()}
+        for name, held in {**shard.graph.parameters, **shard.graph.buffers}.items():
+            assert tuple(own[name].shape) == held.shape
+        with meeting.turn(index):
+            operators = range(len(shard.graph.operators))
+            modules = collectives(meeting, index)
+            return run_graph(shard.graph, operators, graph.outputs, own, binding, modules)
 
     with ThreadPoolExecutor(len(weights)) as pool:
         runs = list(pool.map(run, range(len(weights))))
     for shard, found in zip(shards, runs, strict=True):
-        for name, value in found.outputs.items():
-            torch.testing.assert_close(value, whole.outputs[name], rtol=1e-5, atol=1e-6)
-        for name, gradient in found.gradients.items():
-            expected = whole.gradients[name]
-            if expected is None or gradient is None:
-                assert expected is gradient
-                continue
-            expected = cut(expected, shard.slices.get(name))
-            torch.testing.assert_close(
-                gradient, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max() + 1)
-            )
-        for name, value in found.buffers.items():
-            torch.testing.assert_close(value, cut(whole.buffers[name], shard.slices.get(name)))
+        for kind in ("outputs", "gradients", "buffers"):
+            expected = getattr(whole, kind)
+            for name, value in getattr(found, kind).items():
+                wanted = cut(expected[name], shard.slices.get(name))
+                scale = float(wanted.double().abs().max())
+                torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5 * scale + 1e-8)
+    assert {n for found in runs for n in found.gradients} == set(whole.gradients)
+    return shards

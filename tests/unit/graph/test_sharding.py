@@ -2,18 +2,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
 from forescale.graph.capture import CapturedModel, capture
 from forescale.graph.sharding import Sharded
 from models import GPT, ResNet, TwoHeads, UNet
-from sharded_run import assert_shards_are_the_whole
+from sharded_run import assert_shards_are_the_whole, shards_of
 
 WEIGHTS = [(1, 1), (3, 1), (7, 3), (2, 1, 1)]
 
@@ -81,6 +84,8 @@ def ids(*shape: int) -> Tensor:
     return torch.randint(0, 60, shape)
 
 
+torch.set_num_threads(1)
+
 MODELS: dict[str, tuple[Any, Any]] = {
     "gpt": (lambda: GPT(blocks=2), lambda: ids(3, 6)),
     "gpt with dropout": (lambda: GPT(blocks=1, dropout=0.2), lambda: ids(3, 6)),
@@ -95,6 +100,7 @@ MODELS: dict[str, tuple[Any, Any]] = {
 }
 
 
+@cache
 def captured_of(name: str) -> tuple[CapturedModel, Tensor]:
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -113,3 +119,143 @@ def collectives_of(shard: Sharded) -> Counter[str]:
 def test_shards_together_are_the_whole_model(name: str, weights: Sequence[int]) -> None:
     captured, example = captured_of(name)
     assert_shards_are_the_whole(captured, weights, example)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_of_what_enters_a_stage_are_whole(name: str) -> None:
+    captured, example = captured_of(name)
+    for first in (1, len(captured.graph.operators) // 3, len(captured.graph.operators) // 2):
+        assert_shards_are_the_whole(captured, (2, 1), example, first)
+
+
+EXPECTED = {
+    # Each block sums twice, and twice in backward; the embeddings' columns and the logits are gathered.
+    "gpt": {"spread": 5, "total": 4, "gather": 2},
+    # Attention draws random numbers, so its operands are gathered.
+    "gpt with dropout": {"spread": 4, "total": 1, "gather": 4},
+    # The weight that is read whole at one end stays whole at the other; the positions' columns are gathered.
+    "tied gpt": {"spread": 2, "total": 2, "gather": 1},
+    "fused": {"spread": 1, "total": 2},  # what comes in is no result of this stage, so nothing flows back
+    "grouped": {"spread": 2, "total": 2},  # the norm of each head is whole, and its gradient summed
+    "perceptron": {"spread": 1, "total": 2},
+    "embedding": {"total": 1},
+    "resnet": {"spread": 4, "total": 3, "gather": 1},
+    "unet": {"spread": 3, "total": 3, "gather": 2},
+    "two heads": {"spread": 2, "total": 3},
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_the_shards_exchange(name: str) -> None:
+    captured, _ = captured_of(name)
+    for shard in shards_of(captured, (7, 3)):
+        assert collectives_of(shard) == EXPECTED[name]
+
+
+def test_heads_and_columns_are_shared_out_unevenly() -> None:
+    captured, _ = captured_of("gpt")
+    first, last = shards_of(captured, (3, 1))
+    assert first.slices["blocks.0.qkv.weight"] == Slice(axis=0, outer=3, units=4, inner=8, start=0, stop=3)
+    assert last.slices["blocks.0.qkv.bias"] == Slice(axis=0, outer=3, units=4, inner=8, start=3, stop=4)
+    assert last.slices["blocks.0.project.weight"] == Slice(axis=1, outer=1, units=4, inner=8, start=3, stop=4)
+    assert last.slices["blocks.0.down.weight"] == Slice(axis=1, outer=1, units=128, inner=1, start=96, stop=128)
+    assert "blocks.0.down.bias" not in last.slices
+    assert last.graph.parameters["blocks.0.qkv.weight"].shape == (24, 32)
+    attention = [o for o in captured.graph.operators if "attention" in o.target]
+    assert [first.fraction_O[first.origin_O.index(o.index)] for o in attention] == [0.75, 0.75]
+
+
+def test_shards_run_the_same_operators() -> None:
+    captured, _ = captured_of("grouped")
+    first, last = shards_of(captured, (7, 3))
+    assert [o.target for o in first.graph.operators] == [o.target for o in last.graph.operators]
+    assert first.origin_O == last.origin_O
+    assert [o.index for o in first.graph.operators] == list(range(len(first.origin_O)))
+    assert sorted(k for k in first.origin_O if k >= 0) == list(range(len(captured.graph.operators)))
+
+
+def test_more_shards_than_heads_leave_attention_whole() -> None:
+    captured, _ = captured_of("fused")
+    shard = shards_of(captured, (1, 1, 1, 1, 1))[0]
+    halves = {name: part.units for name, part in shard.slices.items()}
+    assert halves == {"up.weight": 128, "up.bias": 128, "down.weight": 128}
+
+
+def test_a_part_is_read_whole_by_another_stage() -> None:
+    captured, _ = captured_of("perceptron")
+    graph = captured.graph
+    wide = next(o.index for o in graph.operators if "gelu" in o.target)
+    name = graph.operators[wide].outputs[0]
+    assert name is not None
+    shard = shard_operators(graph, range(wide + 1), 0, (1, 1), (name,))
+    assert shard.graph.operators[-1].target == "collective:gather"
+    assert shard.graph.outputs == shard.graph.operators[-1].outputs == (name,)
+    assert shard.graph.tensors[name].shape == graph.tensors[name].shape
+
+
+def test_what_costs_more_to_exchange_than_to_compute_is_not_split() -> None:
+    captured = capture(perceptron(4, 4, 4), (torch.randn(4000, 4),))
+    assert not shards_of(captured, (1, 1))[0].slices
+
+
+@given(
+    widths=st.lists(st.integers(2, 40), min_size=3, max_size=5),
+    weights=st.lists(st.integers(1, 9), min_size=2, max_size=3),
+)
+@settings(max_examples=12)
+def test_perceptrons_of_any_width(widths: list[int], weights: list[int]) -> None:
+    torch.manual_seed(0)
+    example = torch.randn(2, widths[0])
+    captured = capture(perceptron(*widths), (example,))
+    first = next(o.index for o in captured.graph.operators if "gelu" in o.target)
+    assert_shards_are_the_whole(captured, weights, example)
+    assert_shards_are_the_whole(captured, weights, example, first)
+
+
+@given(st.integers(1, 60), st.lists(st.integers(1, 20), min_size=1, max_size=6))
+def test_units_are_shared_out_in_proportion(units: int, weights: list[int]) -> None:
+    units += len(weights)
+    bounds = share_units(units, weights)
+    counts = [b - a for a, b in pairwise(bounds)]
+    assert (bounds[0], bounds[-1]) == (0, units)
+    assert min(counts) >= 1
+    quotas = [units * weight / sum(weights) for weight in weights]
+    if min(quotas) >= 1:
+        assert all(abs(count - quota) < 1 for count, quota in zip(counts, quotas, strict=True))
+
+
+def models_of_transformers() -> dict[str, tuple[nn.Module, int]]:
+    """With the number of sums in a forward: two per block."""
+    from transformers import (  # noqa: PLC0415 - slow to import
+        BertConfig,
+        BertModel,
+        GPT2Config,
+        GPT2LMHeadModel,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
+
+    gpt = GPT2Config(
+        vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=4,
+        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    bert = BertConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, max_position_embeddings=32,
+    )  # fmt: skip
+    llama = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return {"gpt": (GPT2LMHeadModel(gpt), 4), "bert": (BertModel(bert), 4), "llama": (LlamaForCausalLM(llama), 4)}
+
+
+@pytest.mark.parametrize("name", ["gpt", "bert", "llama"])
+def test_models_of_transformers(name: str) -> None:
+    torch.manual_seed(0)
+    model, sums = models_of_transformers()[name]
+    example = ids(2, 6)
+    captured = capture(model, (example,))
+    shards = assert_shards_are_the_whole(captured, (3, 1), example)
+    print(name, collectives_of(shards[0]), [o.target for o in shards[0].graph.operators if 'gather' in o.target], len(captured.graph.operators))
+    assert collectives_of(shards[0])["total"] == sums
