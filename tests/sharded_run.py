@@ -193,7 +193,7 @@ def assert_shards_are_the_whole(
             expected = getattr(whole, kind)
             for name, value in getattr(found, kind).items():
                 wanted = cut(expected[name], shard.slices.get(name))
-                scale = float(wanted.double().abs().max())
+                scale = float(wanted.abs().max()) if wanted.numel() else 0.0
                 torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5 * scale + 1e-8)
     assert {n for found in runs for n in found.gradients} == set(whole.gradients)
     return shards
