@@ -157,9 +157,7 @@ def shards_of(captured: CapturedModel, weights: Sequence[int], first: int = 0) -
     """All shards of the operators from ``first`` on."""
     graph = captured.graph
     operators = range(first, len(graph.operators))
-    return [
-        shard_operators(graph, operators, index, weights, graph.outputs) for index in range(len(weights))
-    ]
+    return [shard_operators(graph, operators, index, weights, graph.outputs) for index in range(len(weights))]
 
 
 def assert_shards_are_the_whole(

@@ -229,7 +229,7 @@ def _split(o: Operands) -> Flow:
 
 
 def _cat(o: Operands) -> Flow:
-    operands = o.every()
+    operands = [x for x in o.every() if len(x) != 1 or o.factors.size(x[0])]  # an empty one may have any rank
     axis = o.value(1, 0, "dim") % (len(operands[0]) + (o.name == "stack"))
     kept = axis if o.name == "stack" else axis + 1
     for other in operands[1:]:

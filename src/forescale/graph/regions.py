@@ -165,7 +165,9 @@ class _Explorer:
             return None
         summed = {("tensor", n) for o in operators if members.sums[o.index] for n in o.outputs if n}
         twice = summed | {key for key in entering - sliced if dimensions.has_gradient(key)}
-        exchanged_bytes = sum(map(dimensions.size_bytes, gathered)) + 2 * sum(map(dimensions.size_bytes, twice))
+        exchanged_bytes = sum(map(dimensions.size_bytes, gathered)) + 2 * sum(
+            map(dimensions.size_bytes, twice)
+        )
         saved = sum(map(dimensions.work, group)) / FLOPS_PER_BYTE + sum(map(dimensions.size_bytes, state))
         return Region(
             factor=factor,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from forescale.graph.capture import CapturedModel, capture
-from forescale.graph.sharding import Sharded
+from forescale.graph.sharding import Sharded, Slice, shard_operators, share_units
 from models import GPT, ResNet, TwoHeads, UNet
 from sharded_run import assert_shards_are_the_whole, shards_of
 
@@ -158,7 +158,9 @@ def test_heads_and_columns_are_shared_out_unevenly() -> None:
     assert first.slices["blocks.0.qkv.weight"] == Slice(axis=0, outer=3, units=4, inner=8, start=0, stop=3)
     assert last.slices["blocks.0.qkv.bias"] == Slice(axis=0, outer=3, units=4, inner=8, start=3, stop=4)
     assert last.slices["blocks.0.project.weight"] == Slice(axis=1, outer=1, units=4, inner=8, start=3, stop=4)
-    assert last.slices["blocks.0.down.weight"] == Slice(axis=1, outer=1, units=128, inner=1, start=96, stop=128)
+    assert last.slices["blocks.0.down.weight"] == Slice(
+        axis=1, outer=1, units=128, inner=1, start=96, stop=128
+    )
     assert "blocks.0.down.bias" not in last.slices
     assert last.graph.parameters["blocks.0.qkv.weight"].shape == (24, 32)
     attention = [o for o in captured.graph.operators if "attention" in o.target]
@@ -174,11 +176,10 @@ def test_shards_run_the_same_operators() -> None:
     assert sorted(k for k in first.origin_O if k >= 0) == list(range(len(captured.graph.operators)))
 
 
-def test_more_shards_than_heads_leave_attention_whole() -> None:
-    captured, _ = captured_of("fused")
-    shard = shards_of(captured, (1, 1, 1, 1, 1))[0]
-    halves = {name: part.units for name, part in shard.slices.items()}
-    assert halves == {"up.weight": 128, "up.bias": 128, "down.weight": 128}
+def test_more_shards_than_heads_do_not_share_them_out() -> None:
+    captured, example = captured_of("fused")
+    shards = assert_shards_are_the_whole(captured, (1,) * 5, example)
+    assert {part.units for part in shards[0].slices.values()} == {8, 128}  # parts of each head; columns
 
 
 def test_a_part_is_read_whole_by_another_stage() -> None:
@@ -247,7 +248,11 @@ def models_of_transformers() -> dict[str, tuple[nn.Module, int]]:
         vocab_size=64, hidden_size=32, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=32, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
-    return {"gpt": (GPT2LMHeadModel(gpt), 4), "bert": (BertModel(bert), 4), "llama": (LlamaForCausalLM(llama), 4)}
+    return {
+        "gpt": (GPT2LMHeadModel(gpt), 4),
+        "bert": (BertModel(bert), 4),
+        "llama": (LlamaForCausalLM(llama), 4),
+    }
 
 
 @pytest.mark.parametrize("name", ["gpt", "bert", "llama"])
@@ -257,5 +262,4 @@ def test_models_of_transformers(name: str) -> None:
     example = ids(2, 6)
     captured = capture(model, (example,))
     shards = assert_shards_are_the_whole(captured, (3, 1), example)
-    print(name, collectives_of(shards[0]), [o.target for o in shards[0].graph.operators if 'gather' in o.target], len(captured.graph.operators))
     assert collectives_of(shards[0])["total"] == sums
