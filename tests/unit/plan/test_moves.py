@@ -7,7 +7,8 @@ import pytest
 from chain_model import GB, ChainCosts, batch, chain_graph
 from forescale.core.cluster import Link
 from forescale.graph.model import Buffer, BufferUpdate, ModelGraph, Parameter
-from forescale.plan.moves import Move, holders, move_bytes, move_s, moves
+from forescale.plan.extents import WHOLE
+from forescale.plan.moves import Move, held_by, holdings, move_bytes, move_s, moves
 from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage
 
 PARAMETER_BYTES = 256 * 256 * 4
@@ -43,8 +44,8 @@ def tied_graph() -> ModelGraph:
 
 
 def test_holders_are_readers_in_pipeline_order() -> None:
-    held = holders(tied_graph(), plan(("b", range(2)), ("a", range(2, 4))))
-    assert held == {
+    held = holdings(tied_graph(), plan(("b", range(2)), ("a", range(2, 4))))
+    assert {name: tuple(h.device for h in holders) for name, holders in held.items()} == {
         "tied": ("b", "a"),
         "unread": ("b",),
         "p0": ("b",),
@@ -53,6 +54,7 @@ def test_holders_are_readers_in_pipeline_order() -> None:
         "p3": ("a",),
         "mean": ("a",),
     }
+    assert held_by(held, "a") == dict.fromkeys(("tied", "p2", "p3", "mean"), WHOLE)
 
 
 def test_the_same_plan_moves_nothing() -> None:
