@@ -108,3 +108,8 @@ def shards_with(stages: Sequence[Stage], index: int) -> tuple[Stage, ...]:
 def pipeline_positions(stages: Sequence[Stage]) -> tuple[int, ...]:
     """Place of every stage in the pipeline, from 0; replicas have the same."""
     return tuple(place for place, group in enumerate(replica_groups(stages)) for _ in group)
+
+
+def shards_of(group: Sequence[Stage]) -> int:
+    """In how many shards each replica of a group is split."""
+    return len(group[0].shard.weights) if group[0].shard else 1
