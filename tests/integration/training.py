@@ -26,10 +26,11 @@ from forescale.graph.model import ModelGraph
 from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Shard, Stage, StagePrediction
 
 
-
 def cpus(count: int) -> Cluster:
     return Cluster(
-        devices=tuple(Device(name=f"cpu{i}", kind=DeviceKind.CPU, memory_bytes=1 << 32) for i in range(count)),
+        devices=tuple(
+            Device(name=f"cpu{i}", kind=DeviceKind.CPU, memory_bytes=1 << 32) for i in range(count)
+        ),
         default_link=Link(bandwidth_bytes_per_s=1e9, latency_s=1e-4),
     )
 

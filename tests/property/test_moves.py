@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -47,7 +47,7 @@ def slicings(draw: st.DrawFn, count: int) -> list[Extent]:
     axis = draw(st.integers(0, 1))
     return [
         Extent.of(Slice(axis=axis, outer=outer, units=units, inner=inner, start=start, stop=stop))
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True)
+        for start, stop in pairwise(bounds)
     ]
 
 
@@ -146,7 +146,9 @@ def test_where_a_part_lies_in_what_is_held(held: tuple[Holding, ...], data: st.D
     other = data.draw(slicings(2))[0]
     for holding in held:
         if (both := holding.extent.meet(other)) is not None:
-            assert (taken(taken(whole, holding.extent), both.within(holding.extent)) == taken(whole, both)).all()
+            assert (
+                taken(taken(whole, holding.extent), both.within(holding.extent)) == taken(whole, both)
+            ).all()
             assert taken(whole, both).shape == both.shape(whole.shape)
 
 

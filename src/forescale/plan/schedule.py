@@ -115,7 +115,11 @@ class Layout:
 
     def runner(self, position: int, microbatch: int) -> int:
         """The stage at a position that runs a microbatch; the first of its shards."""
-        return next(
+        return self.runners(position, microbatch)[0]
+
+    def runners(self, position: int, microbatch: int) -> tuple[int, ...]:
+        """The stages at a position that run a microbatch: the shards of one replica, in order."""
+        return tuple(
             stage
             for stage, (place, runs) in enumerate(zip(self.positions_S, self.runs_S, strict=True))
             if place == position and microbatch in runs
@@ -140,7 +144,9 @@ class Layout:
 
 @lru_cache(maxsize=1024)
 def _order(schedule: Schedule, layout: Layout, stage: int) -> tuple[Task, ...]:
-    replicas = list(dict.fromkeys(zip(layout.positions_S, layout.runs_S, strict=True)))  # whatever their shards
+    replicas = list(
+        dict.fromkeys(zip(layout.positions_S, layout.runs_S, strict=True))
+    )  # whatever their shards
     stages, positions = len(replicas), [position for position, _ in replicas]
     place = stages - 1 if layout.is_last(stage) else positions.index(layout.positions_S[stage])
     own = frozenset(layout.runs_S[stage])

@@ -56,9 +56,7 @@ def test_spread_and_total_split_a_pair_of_matrices(count: int) -> None:
 
 @pytest.mark.parametrize("count", [2, 3])
 @pytest.mark.parametrize(("shape", "axis"), [((2, 48, 3), 1), ((48,), 0), ((5, 2, 48), 2)])
-def test_parts_are_gathered_and_whole_gradients_parted(
-    count: int, shape: tuple[int, ...], axis: int
-) -> None:
+def test_parts_are_gathered_and_whole_gradients_parted(count: int, shape: tuple[int, ...], axis: int) -> None:
     """An axis of 3 x 8 units x 2, as that of queries, keys and values in one."""
     whole, scale = random(*shape), random(*shape, seed=1)
     layout = (axis, 3, 2, BOUNDS[count])

@@ -60,7 +60,7 @@ def test_every_holder_ends_with_the_same_sum_to_the_bit() -> None:
 
 
 def test_a_whole_parameter_and_its_parts_are_added_up() -> None:
-    """The first worker holds rows 0 and 1, the second row 2; the third and fourth, of one replica, hold all."""
+    """The first worker holds two rows, the second the third; two more, of one replica, hold all."""
     top, rest = Extent(((0, ((0, 2),)),)), Extent(((0, ((2, 3),)),))
     parameters = [nn.Parameter(torch.zeros(rows, 4)) for rows in (2, 1, 3, 3)]
     values = torch.arange(12.0).view(3, 4)

@@ -55,7 +55,7 @@ class Lamb(Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for parameter in self.param_groups[0]["params"]:
-            parameter -= 0.1 * parameter.grad * parameter.norm() / parameter.grad.norm()
+            parameter.sub_(0.1 * parameter.grad * parameter.norm() / parameter.grad.norm())
 
 
 def some_by_muon(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -89,7 +89,7 @@ def test_an_optimizer_that_needs_whole_parameters_is_refused_for_shards() -> Non
     template(torch.optim.AdamW).check(plan)
     adafactor = template(torch.optim.Adafactor)
     adafactor.check(replace(plan, stages=(Stage(device="a", operators=(0,)),)))
-    with pytest.raises(InvalidInput, match="Adafactor cannot step a part of a parameter by itself.*AdamW"):
+    with pytest.raises(InvalidInput, match=r"Adafactor cannot step a part of a parameter by itself.*AdamW"):
         adafactor.check(plan)
 
 

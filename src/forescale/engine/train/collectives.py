@@ -142,7 +142,7 @@ class _Total(Function):
         return shards.total(x)
 
     @staticmethod
-    def backward(_: Any, *gradients: torch.Tensor) -> Any:
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:  # noqa: ARG004 - its name is autograd's
         return gradients[0], None
 
 

@@ -48,8 +48,8 @@ class OptimizerTemplate:
         if not self.shardable and any(stage.shard is not None for stage in plan.stages):
             raise InvalidInput(
                 f"{type(self.optimizer).__name__} cannot step a part of a parameter by itself, so devices "
-                "cannot share operators; use an optimizer that treats numbers one by one, such as AdamW, or a "
-                "plan without shards"
+                "cannot share operators; use an optimizer that treats numbers one by one, such as AdamW, "
+                "or a plan without shards"
             )
 
 

@@ -178,7 +178,7 @@ class StageExecutor:
     def _ranks_at(self, position: int, microbatch: int) -> list[int]:
         """The workers that run a microbatch of the stage at a position.
 
-        If they are several, shards, each receives what is sent there, and the first sends what all have.
+        If they are several, each receives what is sent there; the first sends what all have.
         """
         return [self._ranks[stage] for stage in self._layout.runners(position, microbatch)]
 
@@ -199,7 +199,7 @@ class StageExecutor:
                 tensor = self._empty(name, microbatch.binding)
                 work = self._peers.receive(
                     tensor,
-                    self._ranks_at(position, index)[0],
+                    self._ranks[self._layout.runner(position, index)],
                     back=phase is Phase.BACKWARD,
                     tag=self._tag(name, index),
                 )
