@@ -89,22 +89,23 @@ def replica_groups(stages: Sequence[Stage]) -> tuple[tuple[Stage, ...], ...]:
     return tuple(tuple(group) for _, group in groupby(stages, lambda stage: stage.operators))
 
 
+def pipeline_positions(stages: Sequence[Stage]) -> tuple[int, ...]:
+    """Place of every stage in the pipeline, from 0; replicas have the same."""
+    return tuple(place for place, group in enumerate(replica_groups(stages)) for _ in group)
+
+
+def shards_of(group: Sequence[Stage]) -> int:
+    """In how many shards each replica of a group is split."""
+    return len(group[0].shard.weights) if group[0].shard else 1
+
+
 def replicas(group: Sequence[Stage]) -> tuple[tuple[Stage, ...], ...]:
-    """The replicas of one of :func:`replica_groups`, each with all its shards."""
-    found: list[list[Stage]] = []
-    for stage in group:
-        if stage.shard is None or stage.shard.index == 0 or not found:
-            found.append([])
-        found[-1].append(stage)
-    return tuple(map(tuple, found))
+    """The replicas of a group, each with all its shards."""
+    shards = shards_of(group)
+    return tuple(tuple(group[first : first + shards]) for first in range(0, len(group), shards))
 
 
 def shards_with(stages: Sequence[Stage], index: int) -> tuple[Stage, ...]:
     """The shards of a stage's replica in order; the stage alone if it is not split."""
     every = (replica for group in replica_groups(stages) for replica in replicas(group))
     return next(replica for replica in every if stages[index] in replica)
-
-
-def pipeline_positions(stages: Sequence[Stage]) -> tuple[int, ...]:
-    """Place of every stage in the pipeline, from 0; replicas have the same."""
-    return tuple(place for place, group in enumerate(replica_groups(stages)) for _ in group)

@@ -118,7 +118,11 @@ class Layout:
 
     def runner(self, position: int, microbatch: int) -> int:
         """The stage at a position that runs a microbatch; the first of its shards."""
-        return next(
+        return self.runners(position, microbatch)[0]
+
+    def runners(self, position: int, microbatch: int) -> tuple[int, ...]:
+        """The stages at a position that run a microbatch: the shards of one replica, in order."""
+        return tuple(
             stage
             for stage, (place, runs) in enumerate(zip(self.positions_S, self.runs_S, strict=True))
             if place == position and microbatch in runs
