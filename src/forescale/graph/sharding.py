@@ -28,6 +28,8 @@ from forescale.graph.flows import aten_name, references
 from forescale.graph.model import ModelGraph, Operator, Size, Tensor
 from forescale.graph.regions import Region, find_regions
 
+_KEPT = 64
+"""Shards that are remembered: planner and engine ask for the same ones again and again."""
 _WITHOUT_SUM = {"addmm": "aten.mm.default", "baddbmm": "aten.bmm.default"}
 
 
@@ -66,6 +68,8 @@ class Sharding:
 
     def __init__(self, graph: ModelGraph) -> None:
         self._dimensions = Dimensions(graph)
+        self._known_regions = lru_cache(maxsize=_KEPT)(self._regions)
+        self._known_shards = lru_cache(maxsize=_KEPT)(self._shard)
 
     def shard(
         self, operators: Sequence[int], index: int, weights: Sequence[int], outputs: Sequence[str]
@@ -76,11 +80,20 @@ class Sharding:
             weights: sizes of the parts, in proportion.
             outputs: tensors that others read; they stay whole.
         """
-        graph, own = self._dimensions.graph, set(operators)
-        updated = [u.tensor for u in graph.buffer_updates if graph.tensors[u.tensor].producer in own]
+        graph, own = self._dimensions.graph, tuple(sorted(operators))
+        made = {name for index in own for name in graph.operators[index].outputs}
+        updated = (update.tensor for update in graph.buffer_updates if update.tensor in made)
         kept = tuple(dict.fromkeys((*outputs, *updated)))
-        regions = find_regions(self._dimensions, own, kept, len(weights))
-        return _Writer(self._dimensions, regions, index, weights).write(sorted(own), kept)
+        return self._known_shards(own, index, tuple(weights), kept)
+
+    def _shard(
+        self, operators: tuple[int, ...], index: int, weights: tuple[int, ...], outputs: tuple[str, ...]
+    ) -> Sharded:
+        regions = self._known_regions(operators, outputs, len(weights))
+        return _Writer(self._dimensions, regions, index, weights).write(operators, outputs)
+
+    def _regions(self, operators: tuple[int, ...], outputs: tuple[str, ...], parts: int) -> list[Region]:
+        return find_regions(self._dimensions, operators, outputs, parts)
 
 
 def shard_operators(
@@ -152,8 +165,8 @@ class _Writer:
             else:
                 self._write_part(operator, region)
         for name in outputs:
-            if (producer := self._graph.tensors[name].producer) in operators and producer is not None:
-                self._whole(name, self._graph.operators[producer])
+            if (region := self._parted.get(name)) is not None:
+                self._whole(name, self._graph.operators[max(region.operators)])
         fraction_O = [
             self._own(region) / self._dimensions.units(region.factor)
             if (region := self._region_of.get(origin))
