@@ -25,6 +25,7 @@ class ProfiledCosts:
         rows_symbol: the graph's symbol for the rows of a batch; None if the model fixes their number.
         rows: rows where the model fixes them.
         microbatches: numbers of microbatches to choose from.
+        shardable: whether the optimizer can step parts of parameters.
     """
 
     profile: ModelProfile
@@ -33,6 +34,7 @@ class ProfiledCosts:
     rows: int
     microbatches: tuple[int, ...]
     clips_norm: bool
+    shardable: bool
 
     def problem(self, binding: Mapping[str, int], speeds: Mapping[str, float]) -> PartitionProblem:
         """The question for batches with these symbols, with devices at these speeds."""
@@ -46,6 +48,7 @@ class ProfiledCosts:
             optimizer_s_per_byte_D=self.profile.optimizer_s_per_byte(devices),
             optimizer_state_ratio=self.profile.optimizer_state_ratio,
             clips_norm=self.clips_norm,
+            shardable=self.shardable,
         )
 
     def peak_bytes(self, plan: PartitionPlan, binding: Mapping[str, int]) -> tuple[int, ...]:
@@ -104,6 +107,7 @@ class ProfiledCosts:
             "rows": self.rows,
             "microbatches": list(self.microbatches),
             "clips_norm": self.clips_norm,
+            "shardable": self.shardable,
         }
 
     @classmethod
@@ -125,4 +129,5 @@ class ProfiledCosts:
             rows=value["rows"],
             microbatches=tuple(value["microbatches"]),
             clips_norm=value["clips_norm"],
+            shardable=value["shardable"],
         )

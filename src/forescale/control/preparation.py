@@ -94,6 +94,7 @@ def prepare(
         rows=batch_rows(args, kwargs),
         microbatches=MICROBATCHES,
         clips_norm=task.clip_norm is not None,
+        shardable=template.shardable,
     )
     return Prepared(costs=costs, batches=chain(looked_at, batches), describe=describe)
 

@@ -97,7 +97,8 @@ def compile_program(
     Args:
         outputs: tensors to return; each is made by one of ``operators`` or is an input.
         device: where tensors that operators create (``arange``, ``full``, ...) are placed.
-        modules: callables for ``module:PATH`` targets, see :mod:`forescale.graph.modules`.
+        modules: callables for ``module:PATH`` targets, see :mod:`forescale.graph.modules`, and for
+            ``collective:KIND``, see :mod:`forescale.graph.sharding`.
     """
     writer = _Writer(graph=graph, device=device, modules=modules or {})
     return writer.program(sorted(operators), tuple(outputs))
@@ -169,7 +170,7 @@ class _Writer:
     def _call(self, operator: Operator) -> list[str]:
         lines = [f"reseed({operator.index})"] if operator.random else []
         function = f"f{operator.index}"
-        if operator.target.startswith("module:"):
+        if operator.target.startswith(("module:", "collective:")):
             self._namespace[function] = self._modules[operator.target]
         else:
             self._namespace[function] = resolve_target(operator.target)

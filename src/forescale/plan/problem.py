@@ -50,6 +50,7 @@ class PartitionProblem:
         optimizer_s_per_byte_D: seconds of the optimiser step per byte of trainable parameters.
         optimizer_state_ratio: bytes of optimiser state per byte of trainable parameters (AdamW: 2).
         clips_norm: whether the gradients' global norm is needed before any parameter is updated.
+        shardable: whether the optimiser can step parts of parameters, so that devices may split operators.
     """
 
     graph: ModelGraph
@@ -58,3 +59,4 @@ class PartitionProblem:
     optimizer_s_per_byte_D: Array
     optimizer_state_ratio: float
     clips_norm: bool = False
+    shardable: bool = True

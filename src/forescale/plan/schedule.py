@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from forescale.plan.partition_plan import Schedule, Stage, pipeline_positions, replica_groups
+from forescale.plan.partition_plan import Schedule, Stage, pipeline_positions, replica_groups, replicas
 from forescale.plan.problem import Array
 
 
@@ -86,7 +86,7 @@ class Layout:
 
     Attributes:
         positions_S: place in the pipeline, ascending; replicas have the same.
-        runs_S: the microbatches each stage runs, ascending.
+        runs_S: the microbatches each stage runs, ascending. Shards of one replica run the same.
     """
 
     microbatches: int
@@ -96,11 +96,14 @@ class Layout:
     @classmethod
     def of(cls, stages: Sequence[Stage], microbatches: int) -> Layout:
         """Of a plan's stages in a step of so many microbatches."""
-        shares = [tuple(stage.share for stage in group) for group in replica_groups(stages)]
+        runs_S: list[tuple[int, ...]] = []
+        for group in map(replicas, replica_groups(stages)):
+            dealt = deal(tuple(replica[0].share for replica in group), microbatches)
+            runs_S += [runs for runs, replica in zip(dealt, group, strict=True) for _ in replica]
         return cls(
             microbatches=microbatches,
             positions_S=pipeline_positions(stages),
-            runs_S=tuple(runs for group in shares for runs in deal(group, microbatches)),
+            runs_S=tuple(runs_S),
         )
 
     @classmethod
@@ -114,8 +117,12 @@ class Layout:
         return self.positions_S[stage] == self.positions_S[-1]
 
     def runner(self, position: int, microbatch: int) -> int:
-        """The stage at a position that runs a microbatch."""
-        return next(
+        """The stage at a position that runs a microbatch; the first of its shards."""
+        return self.runners(position, microbatch)[0]
+
+    def runners(self, position: int, microbatch: int) -> tuple[int, ...]:
+        """The stages at a position that run a microbatch: the shards of one replica, in order."""
+        return tuple(
             stage
             for stage, (place, runs) in enumerate(zip(self.positions_S, self.runs_S, strict=True))
             if place == position and microbatch in runs
@@ -124,8 +131,8 @@ class Layout:
     def order(self, schedule: Schedule, stage: int) -> tuple[Task, ...]:
         """The order in which a stage works: that of a pipeline, of which each replica does its own part.
 
-        Each device that follows may have a microbatch in flight, and so may each other replica; replicas at
-        the end need not, as nothing comes back to them.
+        Each replica that follows may have a microbatch in flight, and so may each other one of its own
+        stage; replicas at the end need not, as nothing comes back to them.
         """
         return _order(schedule, self, stage)
 
@@ -140,8 +147,9 @@ class Layout:
 
 @lru_cache(maxsize=1024)
 def _order(schedule: Schedule, layout: Layout, stage: int) -> tuple[Task, ...]:
-    stages = len(layout.positions_S)
-    place = stages - 1 if layout.is_last(stage) else layout.positions_S.index(layout.positions_S[stage])
+    distinct = dict.fromkeys(zip(layout.positions_S, layout.runs_S, strict=True))  # shards count once
+    stages, positions = len(distinct), [position for position, _ in distinct]
+    place = stages - 1 if layout.is_last(stage) else positions.index(layout.positions_S[stage])
     own = frozenset(layout.runs_S[stage])
     whole = schedule_order(schedule, place, stages, layout.microbatches)
     return tuple(task for task in whole if task[1] in own)

@@ -21,6 +21,7 @@ from forescale.graph.program import Program, compile_program
 from forescale.graph.size import compile_sizes
 from forescale.plan.partition_plan import PartitionPlan, pipeline_positions
 from forescale.plan.schedule import Layout, Phase
+from forescale.plan.sharded import sharded
 
 Binding = Mapping[str, int]
 
@@ -63,12 +64,17 @@ Received = list[tuple[Work, torch.Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledStage:
-    """What can be prepared for a stage before it takes over."""
+    """What can be prepared for a stage before it takes over.
+
+    Attributes:
+        origin_O: operator of the program -> of the whole graph; it seeds what is random.
+    """
 
     index: int
     plan: PartitionPlan
     wiring: Wiring
     program: Program
+    origin_O: Sequence[int]
     shapes: Mapping[str, Callable[[Binding], list[int]]]
 
 
@@ -79,15 +85,25 @@ def compile_stage(
     device: torch.device,
     modules: Mapping[str, Callable[..., Any]],
 ) -> CompiledStage:
-    wiring = wire(graph, plan, index)
+    """Compiles a stage, or the part of it that one of its shards runs.
+
+    Args:
+        modules: callables by target, of whole modules and of collectives.
+    """
+    wiring, stage = wire(graph, plan, index), plan.stages[index]
     positions = pipeline_positions(plan.stages)
     results = graph.outputs if positions[index] == positions[-1] else tuple(wiring.sent)
     outputs = tuple(dict.fromkeys((*results, *wiring.updates.values())))
+    origin_O: Sequence[int] = range(len(graph.operators))
+    run, operators = graph, stage.operators
+    if (part := sharded(graph, stage)) is not None:
+        run, operators, origin_O = part.graph, tuple(range(len(part.graph.operators))), part.origin_O
     return CompiledStage(
         index=index,
         plan=plan,
         wiring=wiring,
-        program=compile_program(graph, plan.stages[index].operators, outputs, device, modules),
+        program=compile_program(run, operators, outputs, device, modules),
+        origin_O=origin_O,
         shapes={
             name: compile_sizes(graph.tensors[name].shape, tuple(graph.symbols))
             for name in (*wiring.received, *wiring.sent)
@@ -122,7 +138,9 @@ class StageExecutor:
         self._stopwatch = stopwatch
         self._layout = Layout.of(plan.stages, plan.microbatches)
         self._is_last = self._layout.is_last(compiled.index)
-        self._recompute = compiled.plan.stages[compiled.index].recompute
+        stage = plan.stages[compiled.index]
+        self._recompute = stage.recompute
+        self._speaks = stage.shard is None or stage.shard.index == 0  # for all shards of its replica
         self._tag_of = {name: position for position, name in enumerate(graph.tensors)}
         self._received: dict[tuple[Phase, int], Received] = {}
         self._running: dict[int, _Running] = {}
@@ -135,7 +153,8 @@ class StageExecutor:
         """Accumulates the gradients of one step.
 
         Returns:
-            The loss of this stage's microbatches on the last stage (detached), zero elsewhere.
+            The loss of this stage's microbatches on the last stage (detached), zero elsewhere. Of shards,
+            the first one returns it.
         """
         plan = self._stage.plan
         self._layout = Layout.of(plan.stages, len(microbatches))
@@ -147,7 +166,7 @@ class StageExecutor:
                 self._expect(ahead_phase, ahead, microbatches[ahead])
             if phase is Phase.FORWARD:
                 self._forward(step, index, microbatches[index])
-                if (loss := self._running[index].loss) is not None:
+                if self._speaks and (loss := self._running[index].loss) is not None:
                     total += loss.detach()
             else:
                 self._backward(step, index, microbatches[index])
@@ -156,9 +175,12 @@ class StageExecutor:
             self.untouched = self._reached.untouched()
         return total
 
-    def _rank(self, position: int, microbatch: int) -> int:
-        """The worker that runs a microbatch of the stage at a position."""
-        return self._ranks[self._layout.runner(position, microbatch)]
+    def _ranks_at(self, position: int, microbatch: int) -> list[int]:
+        """The workers that run a microbatch of the stage at a position.
+
+        If they are several, each receives what is sent there; the first sends what all have.
+        """
+        return [self._ranks[stage] for stage in self._layout.runners(position, microbatch)]
 
     def _tag(self, name: str, microbatch: int) -> int:
         return self._tag_of[name] + microbatch * len(self._tag_of)
@@ -177,7 +199,7 @@ class StageExecutor:
                 tensor = self._empty(name, microbatch.binding)
                 work = self._peers.receive(
                     tensor,
-                    self._rank(position, index),
+                    self._ranks[self._layout.runner(position, index)],
                     back=phase is Phase.BACKWARD,
                     tag=self._tag(name, index),
                 )
@@ -217,16 +239,12 @@ class StageExecutor:
         for buffer, tensor in self._stage.wiring.updates.items():
             self._held[buffer] = results[tensor].detach()
         with self._stopwatch.time(Activity.TRANSFER):
-            for name, positions in self._stage.wiring.sent.items():
-                for position in positions:
-                    running.sends.append(
-                        self._peers.send(
-                            results[name].detach(),
-                            self._rank(position, index),
-                            back=False,
-                            tag=self._tag(name, index),
-                        )
-                    )
+            for name, positions in self._stage.wiring.sent.items() if self._speaks else ():
+                running.sends += [
+                    self._peers.send(results[name].detach(), rank, back=False, tag=self._tag(name, index))
+                    for position in positions
+                    for rank in self._ranks_at(position, index)
+                ]
 
     def _call(
         self, step: int, index: int, microbatch: Microbatch, running: _Running, *, track: bool
@@ -235,7 +253,8 @@ class StageExecutor:
         program = self._stage.program
 
         def reseed(operator: int) -> None:
-            operator_seed(self._peers.device, self._assignment.seed, step, index, operator)
+            origin = self._stage.origin_O[operator]
+            operator_seed(self._peers.device, self._assignment.seed, step, index, origin)
 
         results = dict(
             zip(
@@ -252,7 +271,8 @@ class StageExecutor:
         )
         if self._is_last:
             self._reached.watch(results)
-            reseed(len(self._graph.operators))
+            seed, loss_number = self._assignment.seed, len(self._graph.operators)
+            operator_seed(self._peers.device, seed, step, index, loss_number)
             output = self._assignment.captured.output.rebuild(results)
             loss = self._assignment.loss_of(output, microbatch.batch, self._peers.device)
             running.loss = loss * microbatch.weight
@@ -289,17 +309,22 @@ class StageExecutor:
         ]
 
     def _send_gradients(self, index: int, running: _Running) -> None:
+        if not self._speaks:
+            return
         inputs = dict(zip(self._stage.program.inputs, running.inputs, strict=True))
         carrying = {n: place for n, place in self._stage.wiring.received.items() if self._carries(n)}
+        sent = 0
         with self._stopwatch.time(Activity.TRANSFER):
             for name, position in carrying.items():
                 tensor = inputs[name]
                 gradient = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
-                work = self._peers.send(
-                    gradient, self._rank(position, index), back=True, tag=self._tag(name, index)
-                )
-                self._gradient_sends.append(work)
-            self._finish_sends(self._gradient_sends, leave=_SENDING * len(carrying))
+                works = [
+                    self._peers.send(gradient, rank, back=True, tag=self._tag(name, index))
+                    for rank in self._ranks_at(position, index)
+                ]
+                self._gradient_sends += works
+                sent += len(works)
+            self._finish_sends(self._gradient_sends, leave=_SENDING * sent)
 
     @staticmethod
     def _finish_sends(sends: list[Work], *, leave: int = 0) -> None:
