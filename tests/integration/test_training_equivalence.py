@@ -36,6 +36,7 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 
 
 THREE = Cuts(at=(0.3, 0.7))
+APART = replace(THREE, schedule=Schedule.ZERO_BUBBLE)
 EVEN, UNEVEN = Cuts(at=(), shares=((1, 1),)), Cuts(at=(), shares=((3, 1),))
 FIRST_TWICE = Cuts(at=(0.4,), shares=((1, 1), (1,)))
 LAST_TWICE = Cuts(at=(0.6,), shares=((1,), (2, 1)))
@@ -95,6 +96,29 @@ CASES: Mapping[str, tuple[Make, Cuts, float]] = {
     "reentrant checkpoints": (tasks.checkpointed, THREE, EXACT),
     "batch is a dataclass": (tasks.labelled, THREE, EXACT),
     "recurrent": (tasks.recurrent, Cuts(at=(0.1, 0.6)), EXACT),
+    "zero-bubble": (lambda: tasks.gpt(FLOAT64, tied=True, clip_norm=0.2), APART, EXACT),
+    "zero-bubble, uneven microbatches, lengths change": (
+        lambda: tasks.gpt(FLOAT64, vary=True),
+        replace(APART, scatter=3),
+        EXACT,
+    ),
+    "zero-bubble, bfloat16": (lambda: tasks.gpt(autocast=torch.bfloat16), APART, UNTIED),
+    "zero-bubble, gpt of transformers": (lambda: tasks.hugging_face_gpt(FLOAT64), APART, EXACT),
+    "zero-bubble, resnet": (lambda: tasks.resnet(FLOAT64), APART, EXACT),
+    "zero-bubble, scattered, recomputed": (
+        lambda: tasks.resnet(FLOAT64),
+        replace(APART, scatter=5, recompute=True),
+        EXACT,
+    ),
+    "zero-bubble, frozen and unused parameters": (tasks.frozen, APART, EXACT),
+    "zero-bubble, two heads": (tasks.two_heads, replace(APART, at=(0.6, 0.8)), EXACT),
+    "zero-bubble, mixture of experts": (tasks.mixture, replace(APART, scatter=7), EXACT),
+    "zero-bubble, one device": (tasks.unet, replace(APART, at=()), UNTIED),
+    "zero-bubble, replicas of the first stage": (
+        lambda: tasks.gpt(FLOAT64, tied=True),
+        replace(FIRST_TWICE, schedule=Schedule.ZERO_BUBBLE),
+        REORDERED,
+    ),
     "replicas": (tasks.gpt, EVEN, TIED),
     "replicas, tied": (lambda: tasks.gpt(tied=True), UNEVEN, TIED),
     "replicas, tied and clipped": (lambda: tasks.gpt(FLOAT64, tied=True, clip_norm=0.2), UNEVEN, REORDERED),
@@ -217,6 +241,11 @@ REPARTITIONS: Mapping[str, tuple[Make, Mapping[int, Cuts], float]] = {
         {0: Cuts(), 2: Cuts(at=(0.2,)), 3: THREE, 4: Cuts(at=(0.7,))},
         EXACT,
     ),
+    "to zero-bubble and back": (
+        lambda: tasks.gpt(FLOAT64, tied=True, clip_norm=0.5),
+        {0: THREE, 2: APART, 3: replace(APART, at=(0.6,), devices=(2, 0)), 5: Cuts()},
+        EXACT,
+    ),
     "microbatches and schedule": (
         lambda: tasks.gpt(FLOAT64),
         {
@@ -252,7 +281,7 @@ def test_replicas_of_a_stage_that_changes_buffers_are_refused(workers: Workers) 
         workers.train(tasks.resnet(), EVEN, 1)
 
 
-@pytest.mark.parametrize("before", [THREE, UNEVEN], ids=["pipeline", "replicas"])
+@pytest.mark.parametrize("before", [THREE, UNEVEN, APART], ids=["pipeline", "replicas", "zero-bubble"])
 @pytest.mark.parametrize("after", [Cuts(at=(0.6,)), EVEN], ids=["to pipeline", "to replicas"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_resumed_training_goes_on_as_if_it_had_not_stopped(

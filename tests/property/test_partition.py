@@ -56,6 +56,7 @@ def random_graphs(draw, *, least: int = 3, most: int = 6) -> ModelGraph:
                 buffers=["running"] if draw(st.integers(0, 5)) == 0 else [],
                 updates="running" if draw(st.integers(0, 7)) == 0 and not builder.updates else None,
                 requires_grad=draw(st.integers(0, 4)) > 0,
+                separable=draw(st.booleans()),
             )
         )
         for name in inputs:
@@ -91,6 +92,7 @@ def problems(draw, *, devices: int, most: int = 6, memory: bool = False) -> Part
         optimizer_s_per_byte=draw(st.sampled_from([0.0, 0.01])),
         loss_s=draw(st.sampled_from([0.0, 0.7])),
         clips_norm=draw(st.booleans()),
+        weight_share=draw(st.sampled_from([0.0, 0.5])),
     )
 
 

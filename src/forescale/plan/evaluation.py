@@ -94,11 +94,13 @@ def evaluate(
     runs_S = [set(runs) for runs in layout.runs_S]
     together_SS1 = np.array([[len(a & b) for b in runs_S] for a in runs_S])[..., None]
     ahead_S = [layout.in_flight(mode.schedule, stage) for stage in range(shape[0])]
+    waiting_S = [layout.waiting(mode.schedule, stage) for stage in range(shape[0])]
     bytes_K = footprint(
         splits.spans,
         mode.choice,
         microbatches=mode.microbatches,
         in_flight_K=np.repeat(np.array(ahead_S, dtype=float), shape[1]),
+        waiting_K=np.repeat(np.array(waiting_S, dtype=float), shape[1]),
         optimizer_state_ratio=problem.optimizer_state_ratio,
     )
     capacity_K = pricing.capacity_bytes_D[device_K]
@@ -109,12 +111,16 @@ def evaluate(
     excess_SN = (memory_K - capacity_K).reshape(shape)
 
     forward_K = splits.spans.forward_s_CDK[mode.choice, device_K, every_K]
-    backward_K = splits.spans.backward_s_CDK[mode.choice, device_K, every_K] + forward_K * recompute_K
+    split = mode.schedule is Schedule.ZERO_BUBBLE
+    backward_s_CDK = splits.spans.input_s_CDK if split else splits.spans.backward_s_CDK
+    backward_K = backward_s_CDK[mode.choice, device_K, every_K] + forward_K * recompute_K
+    weight_K = splits.spans.weight_s_CDK[mode.choice, device_K, every_K] * split
     optimizer_K = splits.spans.trainable_bytes_K * problem.optimizer_s_per_byte_D[device_K]
     traffic = _price(pricing, splits, devices_SN, mode.choice)
     times = PipelineTimes(
         forward_s_SN=forward_K.reshape(shape),
         backward_s_SN=backward_K.reshape(shape),
+        weight_s_SN=weight_K.reshape(shape),
         wire_s_SSN=np.where(traffic.present_SSN, traffic.message_s_SSN - traffic.occupied_s_SSN, -np.inf),
         occupied_s_SSN=traffic.occupied_s_SSN,
         shares_SSN=splits.summed_bytes_SSN > 0,
@@ -125,7 +131,8 @@ def evaluate(
     worst_N = excess_SN.max(axis=0)
     step_s_N = simulate_step(mode.schedule, layout, times)
     runs_S1 = np.array([len(runs) for runs in runs_S])[:, None]
-    busy_s_SN = runs_S1 * (times.forward_s_SN + times.backward_s_SN) + times.optimizer_s_SN
+    compute_s_SN = times.forward_s_SN + times.backward_s_SN + times.weight_s_SN
+    busy_s_SN = runs_S1 * compute_s_SN + times.optimizer_s_SN
     return Evaluation(
         footprint=bytes_K,
         times=times,

@@ -65,7 +65,7 @@ def partition(
         workload=workload,
         pricing=pricing,
         lines=[_lay_out(workload, atoms, atom_order) for atom_order in orders],
-        schedules=tuple(Schedule) if schedule is None else (schedule,),
+        schedules=_schedules(problem) if schedule is None else (schedule,),
         order=order,
     )
     most_replicas = most_stages if max_replicas is None else min(max_replicas, most_stages)
@@ -148,6 +148,12 @@ def _stage_of(problem: PartitionProblem, stages: Sequence[Stage]) -> list[int]:
     return [stage_of[operator] for operator in range(count)]
 
 
+def _schedules(problem: PartitionProblem) -> tuple[Schedule, ...]:
+    """All, but zero-bubble only if gradients of parameters can be computed apart."""
+    split = any(costs.weight_s_DO.any() for costs in problem.costs.values())
+    return tuple(schedule for schedule in Schedule if split or schedule is not Schedule.ZERO_BUBBLE)
+
+
 def _lay_out(workload: Workload, atoms: Atoms, order: Sequence[int]) -> Line:
     position = {atom: index for index, atom in enumerate(order)}
     return Line(workload, [position[atom] for atom in atoms.atom_of], len(order))
@@ -200,7 +206,7 @@ def _prediction(evaluation: Evaluation) -> Prediction:
         stages=tuple(
             StagePrediction(
                 forward_s=float(times.forward_s_SN[stage, 0]),
-                backward_s=float(times.backward_s_SN[stage, 0]),
+                backward_s=float(times.backward_s_SN[stage, 0] + times.weight_s_SN[stage, 0]),
                 transfer_s=float(evaluation.transfer_s_SN[stage, 0]),
                 optimizer_s=float(times.optimizer_s_SN[stage, 0]),
                 busy_s=float(evaluation.busy_s_SN[stage, 0]),

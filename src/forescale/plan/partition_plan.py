@@ -9,11 +9,15 @@ from itertools import groupby
 
 
 class Schedule(StrEnum):
-    """Order of a stage's forwards and backwards."""
+    """Order of a stage's forwards and backwards.
+
+    ``zero-bubble`` computes the gradients of parameters apart from the other backwards, and later.
+    """
 
     ONE_F_ONE_B = "1f1b"
     EAGER_1F1B = "eager-1f1b"
     GPIPE = "gpipe"
+    ZERO_BUBBLE = "zero-bubble"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,10 +15,14 @@ from forescale.plan.problem import Array
 
 
 class Phase(StrEnum):
-    """What a stage does with one microbatch."""
+    """What a stage does with one microbatch.
+
+    ``WEIGHT`` computes gradients of parameters, where the schedule takes that out of the backward.
+    """
 
     FORWARD = "forward"
     BACKWARD = "backward"
+    WEIGHT = "weight"
 
 
 Task = tuple[Phase, int]
@@ -32,10 +36,11 @@ def in_flight(schedule: Schedule, stages_after: int, microbatches: int) -> int:
     *Memory-Efficient Pipeline-Parallel DNN Training*, ICML 2021) holds the fewest that keep every stage at
     work if transfers take no time and all stages take the same. Eager 1F1B (Zhuang et al., *On Optimizing the
     Communication of Model Parallelism*, MLSys 2023) holds one more per stage that follows, which hides
-    transfers and uneven times. GPipe (Huang et al., NeurIPS 2019) holds all.
+    transfers and uneven times. GPipe (Huang et al., NeurIPS 2019) holds all. ZB-H1 (Qi et al., *Zero Bubble
+    Pipeline Parallelism*, ICLR 2024, §2.3) holds as many as 1F1B.
     """
     match schedule:
-        case Schedule.ONE_F_ONE_B:
+        case Schedule.ONE_F_ONE_B | Schedule.ZERO_BUBBLE:
             most = stages_after + 1
         case Schedule.EAGER_1F1B:
             most = 2 * stages_after + 1
@@ -46,10 +51,14 @@ def in_flight(schedule: Schedule, stages_after: int, microbatches: int) -> int:
 
 @lru_cache(maxsize=1024)
 def schedule_order(schedule: Schedule, stage: int, stages: int, microbatches: int) -> tuple[Task, ...]:
-    """The order in which one stage runs its forwards and backwards in a step.
+    """The order in which one stage works in a step.
 
     As many forwards as may be in flight, then a backward and a forward in turn, then the backwards that
     are left. Both run in the order of the microbatches.
+
+    In ZB-H1, gradients of parameters wait, of as many microbatches as there are stages before this one; after
+    each further backward those of the oldest are computed. All stages then keep something of equally many
+    microbatches, and where tasks take F, B and W seconds, a step loses ``(stages - 1) * (F + B - W)``.
 
     Args:
         stage: position in the pipeline, ``0 <= stage < stages``.
@@ -58,8 +67,12 @@ def schedule_order(schedule: Schedule, stage: int, stages: int, microbatches: in
     order: list[Task] = [(Phase.FORWARD, microbatch) for microbatch in range(ahead)]
     for microbatch in range(microbatches):
         order.append((Phase.BACKWARD, microbatch))
+        if schedule is Schedule.ZERO_BUBBLE and microbatch >= stage:
+            order.append((Phase.WEIGHT, microbatch - stage))
         if ahead + microbatch < microbatches:
             order.append((Phase.FORWARD, ahead + microbatch))
+    if schedule is Schedule.ZERO_BUBBLE:
+        order += [(Phase.WEIGHT, left) for left in range(max(microbatches - stage, 0), microbatches)]
     return tuple(order)
 
 
@@ -131,11 +144,21 @@ class Layout:
 
     def in_flight(self, schedule: Schedule, stage: int) -> int:
         """Most microbatches between their forward and their backward on a stage."""
-        most = now = 0
-        for phase, _ in self.order(schedule, stage):
-            now += 1 if phase is Phase.FORWARD else -1
-            most = max(most, now)
-        return most
+        return _most_between(self.order(schedule, stage), Phase.FORWARD, Phase.BACKWARD)
+
+    def waiting(self, schedule: Schedule, stage: int) -> int:
+        """Most microbatches between their backward and the gradients of parameters, if those are apart."""
+        order = self.order(schedule, stage)
+        split = any(phase is Phase.WEIGHT for phase, _ in order)
+        return _most_between(order, Phase.BACKWARD, Phase.WEIGHT) if split else 0
+
+
+def _most_between(order: Sequence[Task], begin: Phase, end: Phase) -> int:
+    most = now = 0
+    for phase, _ in order:
+        now += (phase is begin) - (phase is end)
+        most = max(most, now)
+    return most
 
 
 @lru_cache(maxsize=1024)
@@ -156,6 +179,7 @@ class PipelineTimes:
 
     Attributes:
         forward_s_SN, backward_s_SN: one microbatch; the last stage's contain the loss.
+        weight_s_SN: gradients of parameters of one microbatch, where the schedule has them apart.
         wire_s_SSN: time on a link that works beside the devices; ``-inf`` where nothing is sent.
         occupied_s_SSN: time a transfer takes from both ends; 0 where nothing is sent.
         shares_SSN: whether two stages hold one parameter (a tied one, or they are replicas), so that they
@@ -168,6 +192,7 @@ class PipelineTimes:
 
     forward_s_SN: Array
     backward_s_SN: Array
+    weight_s_SN: Array
     wire_s_SSN: Array
     occupied_s_SSN: Array
     shares_SSN: npt.NDArray[np.bool_]
@@ -188,6 +213,9 @@ def simulate_step(schedule: Schedule, layout: Layout, times: PipelineTimes) -> A
     post = _Post(times)
     free_SN = [np.zeros(candidates) for _ in range(stages)]
     for stage, phase, microbatch in _events(schedule, layout):
+        if phase is Phase.WEIGHT:
+            free_SN[stage] = free_SN[stage] + times.weight_s_SN[stage]
+            continue
         forward = phase is Phase.FORWARD
         with_it = [other for other in range(stages) if microbatch in layout.runs_S[other]]
         earlier = [other for other in with_it if other < stage]
@@ -261,7 +289,8 @@ def _events(schedule: Schedule, layout: Layout) -> tuple[tuple[int, Phase, int],
             while done[stage] < len(order):
                 phase, microbatch = task = order[done[stage]]
                 giver = position - 1 if phase is Phase.FORWARD else position + 1
-                if 0 <= giver <= last and (giver, task) not in finished:
+                waits = phase is not Phase.WEIGHT and 0 <= giver <= last
+                if waits and (giver, task) not in finished:
                     break
                 finished.add((position, task))
                 done[stage] += 1

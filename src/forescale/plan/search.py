@@ -74,7 +74,10 @@ class Search:
         return [refined.get(candidate, candidate) for candidate, _ in found]
 
     def _orders(self, pattern: Pattern, count: int) -> Sequence[Schedule]:
-        return self.schedules if len(pattern) > 1 and count > 1 else self.schedules[:1]
+        """Schedules that differ: with one microbatch, only zero-bubble does from the first."""
+        if len(pattern) == 1:
+            return self.schedules[:1]
+        return [s for n, s in enumerate(self.schedules) if not n or count > 1 or s is Schedule.ZERO_BUBBLE]
 
     def _layout(self, pattern: Pattern, devices: tuple[int, ...], choice: int) -> Layout | None:
         """How replicas on these devices share the microbatches; None if one would get none."""

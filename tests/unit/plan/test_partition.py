@@ -98,6 +98,32 @@ def test_colocated_operators_stay_together_although_it_costs_time() -> None:
     assert any(group <= set(stage.operators) for stage in plan.stages)
 
 
+def test_zero_bubble_where_gradients_of_parameters_can_wait() -> None:
+    graph = chain(8, parameter_elements=4, separable=True)
+    whole = pipeline(problem(graph))
+    plan = pipeline(problem(graph, weight_share=0.5))
+    assert whole.schedule is Schedule.ONE_F_ONE_B
+    assert plan.schedule is Schedule.ZERO_BUBBLE
+    # F + B + W of a stage is 12 s for the whole batch; F + B - W of a microbatch is lost instead of F + B + W.
+    assert whole.prediction.step_s == pytest.approx(12 + 3, rel=1e-3)
+    assert plan.prediction.step_s == pytest.approx(12 + 1, rel=1e-3)
+    assert [s.backward_s for s in plan.prediction.stages] == pytest.approx([2.0, 2.0])
+    assert any("Of the backwards, 50% + 50% are gradients of parameters" in s for s in plan.rationale)
+    alone = partition(problem(graph, weight_share=0.5), max_stages=1)
+    assert alone.schedule is Schedule.ONE_F_ONE_B
+
+
+def test_gradients_of_parameters_that_wait_need_memory() -> None:
+    graph = chain(8, elements=1000, parameter_elements=4, separable=True)
+    request = problem(graph, counts=(4,), weight_share=0.5)
+    stages = pipeline(request).stages
+    apart, whole = (predict(request, stages, 4, s) for s in (Schedule.ZERO_BUBBLE, Schedule.ONE_F_ONE_B))
+    # Of a microbatch's 1000 elements, each operator needs its input and the gradient of its result.
+    kept_bytes = [(3 + 4) * 1000, (4 + 4) * 1000]
+    for place, (more, less) in enumerate(zip(apart.stages, whole.stages, strict=True)):
+        assert more.memory_bytes - less.memory_bytes == (place + 1) * kept_bytes[place]
+
+
 def test_recomputation_only_where_memory_asks_for_it() -> None:
     graph = chain(8, elements=1000)
     free = pipeline(problem(graph, counts=(4,)), schedule=Schedule.GPIPE)

@@ -16,10 +16,11 @@ from forescale.engine.train.randomness import operator_seed
 from forescale.engine.train.reached import Reached
 from forescale.engine.train.stopwatch import Activity, Stopwatch
 from forescale.engine.train.wiring import Wiring, wire
+from forescale.graph.deferral import Deferral, WeightGradient
 from forescale.graph.model import ModelGraph
 from forescale.graph.program import Program, compile_program
 from forescale.graph.size import compile_sizes
-from forescale.plan.partition_plan import PartitionPlan, pipeline_positions
+from forescale.plan.partition_plan import PartitionPlan, Schedule, pipeline_positions
 from forescale.plan.schedule import Layout, Phase
 
 Binding = Mapping[str, int]
@@ -63,12 +64,16 @@ Received = list[tuple[Work, torch.Tensor]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledStage:
-    """What can be prepared for a stage before it takes over."""
+    """What can be prepared for a stage before it takes over.
+
+    ``deferral`` collects the gradients of parameters that the schedule computes apart.
+    """
 
     index: int
     plan: PartitionPlan
     wiring: Wiring
     program: Program
+    deferral: Deferral
     shapes: Mapping[str, Callable[[Binding], list[int]]]
 
 
@@ -83,11 +88,14 @@ def compile_stage(
     positions = pipeline_positions(plan.stages)
     results = graph.outputs if positions[index] == positions[-1] else tuple(wiring.sent)
     outputs = tuple(dict.fromkeys((*results, *wiring.updates.values())))
+    operators, deferral = plan.stages[index].operators, Deferral()
+    wraps = deferral.wraps(graph, operators) if plan.schedule is Schedule.ZERO_BUBBLE else None
     return CompiledStage(
         index=index,
         plan=plan,
         wiring=wiring,
-        program=compile_program(graph, plan.stages[index].operators, outputs, device, modules),
+        program=compile_program(graph, operators, outputs, device, modules, wraps),
+        deferral=deferral,
         shapes={
             name: compile_sizes(graph.tensors[name].shape, tuple(graph.symbols))
             for name in (*wiring.received, *wiring.sent)
@@ -126,6 +134,7 @@ class StageExecutor:
         self._tag_of = {name: position for position, name in enumerate(graph.tensors)}
         self._received: dict[tuple[Phase, int], Received] = {}
         self._running: dict[int, _Running] = {}
+        self._waiting: dict[int, list[WeightGradient]] = {}
         self._gradient_sends: list[Work] = []
         ends = [rank for stage, rank in enumerate(self._ranks) if self._layout.is_last(stage)]
         self._reached = Reached(graph, self._ranks, ends, peers)
@@ -145,12 +154,15 @@ class StageExecutor:
         for position, (phase, index) in enumerate(order):
             for ahead_phase, ahead in order[position : position + 2]:
                 self._expect(ahead_phase, ahead, microbatches[ahead])
-            if phase is Phase.FORWARD:
-                self._forward(step, index, microbatches[index])
-                if (loss := self._running[index].loss) is not None:
-                    total += loss.detach()
-            else:
-                self._backward(step, index, microbatches[index])
+            match phase:
+                case Phase.FORWARD:
+                    self._forward(step, index, microbatches[index])
+                    if (loss := self._running[index].loss) is not None:
+                        total += loss.detach()
+                case Phase.BACKWARD:
+                    self._backward(step, index, microbatches[index])
+                case Phase.WEIGHT:
+                    self._accumulate(index)
         with self._stopwatch.time(Activity.TRANSFER):
             self._finish_sends(self._gradient_sends)
             self.untouched = self._reached.untouched()
@@ -169,7 +181,7 @@ class StageExecutor:
 
     def _expect(self, phase: Phase, index: int, microbatch: Microbatch) -> None:
         """Posts the receives of one forward or backward, so that they overlap with what runs before it."""
-        if (phase, index) in self._received:
+        if phase is Phase.WEIGHT or (phase, index) in self._received:
             return
         with self._stopwatch.time(Activity.TRANSFER):
             received: Received = []
@@ -270,7 +282,15 @@ class StageExecutor:
                 self._backward_from_loss(running.loss)
             elif running.outputs:
                 torch.autograd.backward(list(running.outputs.values()), self._summed(gradients))
+        self._waiting[index] = self._stage.deferral.take()
         self._send_gradients(index, running)
+
+    def _accumulate(self, index: int) -> None:
+        """The rest of a backward: gradients of parameters."""
+        waiting = self._waiting.pop(index)
+        with self._stopwatch.time(Activity.BACKWARD):
+            while waiting:  # what one of them kept is free before the next
+                waiting.pop().accumulate()
 
     @staticmethod
     def _backward_from_loss(loss: torch.Tensor) -> None:
