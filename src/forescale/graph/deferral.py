@@ -107,7 +107,8 @@ class _Apart(torch.autograd.Function):
         return result.detach()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor | None) -> Any:
+    def backward(ctx: Any, *grad_outputs: torch.Tensor | None) -> Any:
+        (gradient,) = grad_outputs
         answers: list[torch.Tensor | None] = [None] * len(ctx.needs_input_grad)
         if gradient is not None:
             if ctx.inputs:

@@ -12,11 +12,14 @@ from typing import Any
 from forescale.graph.model import ModelGraph, Operator
 
 _SEPARABLE = frozenset(
-    "linear addmm mm matmul embedding convolution conv1d conv2d conv3d "
-    "conv_transpose1d conv_transpose2d conv_transpose3d".split()
+    {
+        *("linear", "addmm", "mm", "matmul", "embedding"),
+        *("convolution", "conv1d", "conv2d", "conv3d"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+    }
 )
 # Their backward keeps nothing, so a gradient can go through it more than once.
-_PASSING = frozenset("to _to_copy t transpose permute".split())
+_PASSING = frozenset({"to", "_to_copy", "t", "transpose", "permute"})
 
 
 def separable_operators(graph: ModelGraph, operators: Iterable[int]) -> Mapping[int, tuple[int, ...]]:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from forescale.core.errors import InfeasiblePlan, InvalidInput
-from forescale.plan.evaluation import INFEASIBLE, Evaluation, Mode, Pricing, evaluate
+from forescale.plan.evaluation import INFEASIBLE, Evaluation, Mode, Pricing, by_device, evaluate
 from forescale.plan.line import Line, cut
 from forescale.plan.order import Atoms, gather_atoms, linear_orders
 from forescale.plan.partition_plan import (
@@ -24,9 +24,9 @@ from forescale.plan.partition_plan import (
 )
 from forescale.plan.problem import PartitionProblem
 from forescale.plan.rationale import explain
-from forescale.plan.replicas import check_replicas
+from forescale.plan.replicas import check_replicas, check_turns
 from forescale.plan.schedule import Layout
-from forescale.plan.search import Candidate, Search, choose
+from forescale.plan.search import MOST_CHUNKS, Candidate, Search, choose
 from forescale.plan.workload import Workload, tabulate
 
 
@@ -36,6 +36,7 @@ def partition(
     devices_order: Sequence[str] | None = None,
     max_stages: int | None = None,
     max_replicas: int | None = None,
+    max_chunks: int | None = None,
     schedule: Schedule | None = None,
 ) -> PartitionPlan:
     """The split, devices, microbatch count and schedule with the shortest predicted step.
@@ -48,6 +49,7 @@ def partition(
         devices_order: names of devices; stages follow this order, and devices not in it are left out.
         max_stages: at most this many stages, replicas included.
         max_replicas: at most this many devices hold the same stage; 1 asks for a pipeline.
+        max_chunks: at most this many stages of one device, which take turns then (default: 4).
         schedule: fixes the schedule; all are tried otherwise.
 
     Raises:
@@ -57,6 +59,8 @@ def partition(
     workload, pricing = tabulate(problem), Pricing.of(problem)
     atoms = gather_atoms(problem.graph)
     order = None if devices_order is None else _positions(problem, devices_order)
+    if order is not None and len(set(order)) < len(order):
+        raise InvalidInput("a device is named twice in the order of devices")
     usable = len(problem.cluster.devices) if order is None else len(order)
     most_stages = usable if max_stages is None else min(max_stages, usable)
     _check_request(problem, atoms, most_stages)
@@ -69,7 +73,7 @@ def partition(
         order=order,
     )
     most_replicas = most_stages if max_replicas is None else min(max_replicas, most_stages)
-    candidates = search.run(most_stages, most_replicas)
+    candidates = search.run(most_stages, most_replicas, MOST_CHUNKS if max_chunks is None else max_chunks)
     best = choose(candidates)
     evaluation = _evaluate(search, best)
     if best.score >= INFEASIBLE:
@@ -94,6 +98,7 @@ def predict(
     workload = tabulate(problem)
     devices = _positions(problem, [stage.device for stage in stages])
     check_replicas(problem.graph, stages)
+    check_turns(stages, schedule)
     layout = Layout.of(stages, microbatches)
     if microbatches not in workload.counts:
         known = ", ".join(map(str, workload.counts))
@@ -115,8 +120,6 @@ def _positions(problem: PartitionProblem, names: Sequence[str]) -> tuple[int, ..
     known = [device.name for device in problem.cluster.devices]
     if unknown := [name for name in names if name not in known]:
         raise InvalidInput(f"unknown device {unknown[0]!r}; the cluster has {', '.join(known)}")
-    if len(set(names)) < len(names):
-        raise InvalidInput("a device can run one stage only, and one is named twice")
     return tuple(known.index(name) for name in names)
 
 
@@ -222,9 +225,11 @@ def _infeasible(search: Search, best: Candidate, evaluation: Evaluation) -> Infe
     stage = int(evaluation.excess_bytes_SN[:, 0].argmax())
     device = search.pricing.problem.cluster.devices[best.devices[stage]]
     capacity_S = search.pricing.capacity_bytes_D[list(best.devices)]
-    fixed_S = evaluation.footprint.fixed_bytes_K
-    share = float(((capacity_S - fixed_S) / (evaluation.memory_bytes_SN[:, 0] - fixed_S).clip(1)).min())
-    needed_bytes = int(np.ceil(evaluation.memory_bytes_SN[stage, 0]))
+    chunks = best.mode.layout.chunks
+    fixed_S = by_device(evaluation.footprint.fixed_bytes_K, chunks)
+    memory_S = by_device(evaluation.memory_bytes_SN[:, 0], chunks)
+    share = float(((capacity_S - fixed_S) / (memory_S - fixed_S).clip(1)).min())
+    needed_bytes = int(np.ceil(memory_S[stage]))
     ways = [f"{needed_bytes:,} bytes on {device.name}"]
     if share >= 0.01:
         ways.append(f"batches of at most {int(share * 100)}% of these rows")

@@ -9,6 +9,7 @@ SCHEDULE_NAMES = {
     Schedule.ONE_F_ONE_B: "1F1B",
     Schedule.EAGER_1F1B: "eager 1F1B",
     Schedule.GPIPE: "GPipe",
+    Schedule.INTERLEAVED: "interleaved 1F1B",
     Schedule.ZERO_BUBBLE: "zero-bubble",
 }
 

@@ -163,8 +163,8 @@ def problem(
 ) -> PartitionProblem:
     """A problem whose operators take ``seconds`` for a whole batch forward, twice that backward.
 
-    Smaller microbatches take proportionally less and ``overhead_s`` more, each. Gradients of parameters, where
-    they can be computed apart, take ``weight_share`` of the backward.
+    Smaller microbatches take proportionally less and ``overhead_s`` more, each. Gradients of parameters take
+    ``weight_share`` of the backward where they can be computed apart.
     """
     separable_O = np.isin(
         np.arange(len(graph.operators)), list(separable_operators(graph, range(len(graph.operators))))

@@ -10,8 +10,8 @@ from unit.plan.graphs import LOOPBACK, GraphBuilder, chain, problem
 
 
 def pipeline(request, **limits):
-    """The best plan without replicas."""
-    return partition(request, max_replicas=1, **limits)
+    """The best plan without replicas in which no device has several stages."""
+    return partition(request, max_replicas=1, max_chunks=1, **limits)
 
 
 def sizes(plan) -> list[int]:
@@ -104,7 +104,7 @@ def test_zero_bubble_where_gradients_of_parameters_can_wait() -> None:
     plan = pipeline(problem(graph, weight_share=0.5))
     assert whole.schedule is Schedule.ONE_F_ONE_B
     assert plan.schedule is Schedule.ZERO_BUBBLE
-    # F + B + W of a stage is 12 s for the whole batch; F + B - W of a microbatch is lost instead of F + B + W.
+    # F + B + W of a stage is 12 s for the whole batch; of a microbatch, F + B - W is lost, not F + B + W.
     assert whole.prediction.step_s == pytest.approx(12 + 3, rel=1e-3)
     assert plan.prediction.step_s == pytest.approx(12 + 1, rel=1e-3)
     assert [s.backward_s for s in plan.prediction.stages] == pytest.approx([2.0, 2.0])
@@ -248,7 +248,7 @@ def test_a_slower_device_gets_fewer_microbatches() -> None:
 
 def test_gradients_that_take_long_to_sum_speak_against_replicas() -> None:
     def stages(elements: int) -> list[int]:
-        return sizes(partition(problem(chain(4, parameter_elements=elements), link=LOOPBACK)))
+        return sizes(partition(problem(chain(4, parameter_elements=elements), link=LOOPBACK), max_chunks=1))
 
     assert stages(10) == [4, 4]
     assert stages(1_000_000) == [2, 2]  # 16 MB at 1 MB/s
@@ -257,7 +257,7 @@ def test_gradients_that_take_long_to_sum_speak_against_replicas() -> None:
 def test_a_model_that_fits_no_device_alone_is_cut() -> None:
     graph = chain(4, parameter_elements=1000)
     assert sizes(partition(problem(graph, memory_bytes=70_000))) == [4, 4]
-    assert sizes(partition(problem(graph, memory_bytes=40_000))) == [2, 2]
+    assert sizes(partition(problem(graph, memory_bytes=40_000), max_chunks=1)) == [2, 2]
 
 
 def test_a_stage_that_changes_buffers_has_no_replicas() -> None:

@@ -15,22 +15,23 @@ from forescale.plan.partition_plan import PartitionPlan
 
 def compile_for(
     assignment: Assignment, plan: PartitionPlan, device: str, place: torch.device
-) -> CompiledStage | None:
-    """The stage of ``plan`` that runs on ``device``; None if it is idle."""
-    for index, stage in enumerate(plan.stages):
-        if stage.device == device:
-            captured = assignment.captured
-            return compile_stage(captured.graph, plan, index, place, captured.modules)
-    return None
+) -> tuple[CompiledStage, ...]:
+    """The stages of ``plan`` that run on ``device``; none if it is idle."""
+    captured = assignment.captured
+    return tuple(
+        compile_stage(captured.graph, plan, index, place, captured.modules)
+        for index, stage in enumerate(plan.stages)
+        if stage.device == device
+    )
 
 
 class Preparation:
-    """A plan whose stage is being compiled by another thread, which also makes room for what will arrive."""
+    """A plan that another thread compiles, which also makes room for what will arrive."""
 
     def __init__(self, plan: PartitionPlan) -> None:
         self.plan = plan
         self.landing = Landing()
-        self._compiled: CompiledStage | None = None
+        self._compiled: tuple[CompiledStage, ...] = ()
         self._error: Exception | None = None
         self._thread: threading.Thread
 
@@ -55,7 +56,7 @@ class Preparation:
         self._thread = threading.Thread(target=compile_it)
         self._thread.start()
 
-    def result(self) -> CompiledStage | None:
+    def result(self) -> tuple[CompiledStage, ...]:
         self._thread.join()
         if self._error is not None:
             raise self._error

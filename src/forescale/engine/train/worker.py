@@ -30,9 +30,10 @@ from forescale.engine.train.peers import Peers
 from forescale.engine.train.preparation import Preparation, compile_for
 from forescale.engine.train.profiling import profile_model
 from forescale.engine.train.shards import Checkpoint, write_shard
-from forescale.engine.train.stage import CompiledStage, Microbatch, StageExecutor
+from forescale.engine.train.stage import CompiledStage, Microbatch
 from forescale.engine.train.stopwatch import Activity, Stopwatch
 from forescale.engine.train.task import split_rows
+from forescale.engine.train.turns import DeviceExecutor
 from forescale.graph.kernels import measure_peak_bytes
 from forescale.graph.model import ModelGraph
 from forescale.graph.program import register_operators
@@ -70,7 +71,7 @@ class _Worker:
         self._holdings: Holdings
         self._scheduler: LRScheduler | None = None
         self._plan: PartitionPlan
-        self._executor: StageExecutor | None = None
+        self._executor: DeviceExecutor | None = None
 
     def serve(self) -> None:
         actions = {
@@ -142,7 +143,7 @@ class _Worker:
         if header["schedule"] is not None and self._scheduler is not None:
             self._scheduler.load_state_dict(header["schedule"])
 
-    def _take_over(self, plan: PartitionPlan, compiled: CompiledStage | None) -> None:
+    def _take_over(self, plan: PartitionPlan, compiled: Sequence[CompiledStage]) -> None:
         self._plan = plan
         self._shared = {
             name: [self._assignment.ranks[d] for d in devices]
@@ -150,13 +151,15 @@ class _Worker:
             if len(devices) > 1 and name in self._graph.parameters and self._graph.parameters[name].trainable
         }
         self._owned = {n for n, d in holders(self._graph, plan).items() if d[0] == self._device.name}
-        self._executor = compiled and StageExecutor(
-            self._assignment,
-            compiled,
-            peers=self._peers,
-            held=self._holdings.tensors,
-            stopwatch=self._stopwatch,
-        )
+        self._executor = None
+        if compiled:
+            self._executor = DeviceExecutor(
+                self._assignment,
+                compiled,
+                peers=self._peers,
+                held=self._holdings.tensors,
+                stopwatch=self._stopwatch,
+            )
 
     def _step(self, message: Message) -> None:
         header, cpu_start_s = message.header, time.process_time()
