@@ -3,6 +3,8 @@
     parameters + buffers + gradients + optimiser state + its part of the whole batch
     + in-flight microbatches * (received + saved for the backward + sent and not saved) + workspace
 
+    + waiting microbatches * (read again and gradients received, for gradients of parameters computed later)
+
 With recomputation, what autograd saves exists for one microbatch at a time:
 
     … + in-flight microbatches * (received + sent) + saved + workspace
@@ -31,11 +33,18 @@ class Footprint:
 
 
 def footprint(
-    spans: Spans, choice: int, *, microbatches: int, in_flight_K: Array | int, optimizer_state_ratio: float
+    spans: Spans,
+    choice: int,
+    *,
+    microbatches: int,
+    in_flight_K: Array | int,
+    waiting_K: Array | int,
+    optimizer_state_ratio: float,
 ) -> Footprint:
     """Peak memory of intervals. ``choice``: position of ``microbatches`` on axis C."""
     fixed_K = spans.state_bytes_K + (1 + optimizer_state_ratio) * spans.trainable_bytes_K
     always_K = fixed_K + microbatches * spans.input_bytes_CK[choice] + spans.workspace_bytes_CK[choice]
+    always_K = always_K + waiting_K * spans.deferred_bytes_CK[choice]
     received_K, kept_K = spans.received_bytes_CK[choice], spans.kept_bytes_CK[choice]
     return Footprint(
         fixed_bytes_K=fixed_K,

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from forescale.graph.size import evaluate, tensor_bytes
 from forescale.plan.evaluation import INFEASIBLE
-from forescale.plan.partition_plan import PartitionPlan, pipeline_positions, replica_groups
+from forescale.plan.partition_plan import PartitionPlan, Schedule, pipeline_positions, replica_groups
 from forescale.plan.problem import PartitionProblem
 from forescale.plan.replicas import microbatch_counts
 from forescale.plan.search import Candidate
@@ -34,6 +34,7 @@ def explain(
         _microbatch_count(problem, plan, candidates),
         *_alternatives(plan, candidates, even_step_s),
         *_recomputation(plan),
+        *_gradients_apart(problem, plan),
     ]
     return replace(plan, rationale=tuple(sentences))
 
@@ -130,6 +131,20 @@ def _alternatives(
 def _recomputation(plan: PartitionPlan) -> list[str]:
     recomputing = [f"stage {index}" for index, stage in enumerate(plan.stages) if stage.recompute]
     return [f"To fit in memory, {' and '.join(recomputing)} runs its forward again."] if recomputing else []
+
+
+def _gradients_apart(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
+    if plan.schedule is not Schedule.ZERO_BUBBLE:
+        return []
+    costs, shares = problem.costs[plan.microbatches], list[str]()
+    names = [device.name for device in problem.cluster.devices]
+    for stage, predicted in zip(plan.stages, plan.prediction.stages, strict=True):
+        apart_s = float(costs.weight_s_DO[names.index(stage.device), list(stage.operators)].sum())
+        shares.append(f"{_ratio(apart_s, predicted.backward_s):.0%}")
+    return [
+        f"Of the backwards, {' + '.join(shares)} are gradients of parameters, which are computed when the "
+        "next stage has nothing to hand over yet."
+    ]
 
 
 def _kind(positions: Sequence[int]) -> str:

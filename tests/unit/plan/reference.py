@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from forescale.graph.model import ModelGraph
+from forescale.graph.separable import separable_operators
 from forescale.plan.partition_plan import Schedule, Stage
 from forescale.plan.problem import PartitionProblem
 from forescale.plan.schedule import Layout, Phase
@@ -67,7 +70,11 @@ class Split:
         forward_s = costs.forward_s_DO[device, operators].sum() + is_last * costs.loss_forward_s_D[device]
         if phase is Phase.FORWARD:
             return float(forward_s)
-        backward_s = costs.backward_s_DO[device, operators].sum() + is_last * costs.loss_backward_s_D[device]
+        if phase is Phase.WEIGHT:
+            return float(costs.weight_s_DO[device, operators].sum())
+        zero_bubble = self.schedule is Schedule.ZERO_BUBBLE
+        backward_s_DO = costs.input_s_DO if zero_bubble else costs.backward_s_DO
+        backward_s = backward_s_DO[device, operators].sum() + is_last * costs.loss_backward_s_D[device]
         return float(backward_s + self.stages[stage].recompute * forward_s)
 
     def held_parameters(self, stage: int) -> set[str]:
@@ -90,6 +97,10 @@ class Split:
                 if done[stage] == len(orders[stage]):
                     continue
                 phase, microbatch = orders[stage][done[stage]]
+                if phase is Phase.WEIGHT:
+                    free_s[stage] += self.seconds(stage, phase)
+                    done[stage] += 1
+                    continue
                 forward = phase is Phase.FORWARD
                 sources = range(stage) if forward else range(count - 1, stage, -1)
                 sources = [s for s in sources if microbatch in runs[s] and self.sent(s, stage)]
@@ -154,6 +165,18 @@ class Split:
             for s in stages
         )
 
+    def deferred_bytes(self, operator: int) -> float:
+        """What the gradients of an operator's parameters need, if they are computed apart."""
+        separable = separable_operators(self.graph, range(len(self.graph.operators)))
+        if operator not in separable:
+            return 0.0
+        size_bytes = float(self.costs.tensor_bytes[self.graph.operators[operator].name])  # the gradient
+        for name in self.graph.operators[operator].inputs:
+            readers = [o for o in separable if name in self.graph.operators[o].inputs]
+            if self.graph.tensors[name].producer is not None:
+                size_bytes += self.costs.tensor_bytes[name] / len(readers)
+        return size_bytes
+
     def memory_bytes(self, stage: int) -> float:
         graph, costs = self.graph, self.costs
         own = set(self.stages[stage].operators)
@@ -177,10 +200,11 @@ class Split:
                 kept[saved.name] = float(size_bytes)
         loss = is_last * costs.loss_saved_bytes
         of = costs.tensor_bytes
-        ahead = now = 0
-        for phase, _ in self.layout.order(self.schedule, stage):
-            now += 1 if phase is Phase.FORWARD else -1
-            ahead = max(ahead, now)
+        phases = [phase for phase, _ in self.layout.order(self.schedule, stage)]
+        forwards, backwards, weights = (np.cumsum([p is phase for p in phases]) for phase in Phase)
+        ahead = max(forwards - backwards)
+        if weights.any():
+            fixed += max(backwards - weights) * sum(self.deferred_bytes(o) for o in own)
         inputs = sum(of[n] for n in received)
         if self.stages[stage].recompute:
             return fixed + ahead * (inputs + sum(of[n] for n in sent)) + sum(kept.values()) + loss

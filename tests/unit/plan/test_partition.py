@@ -10,8 +10,8 @@ from unit.plan.graphs import LOOPBACK, GraphBuilder, chain, problem
 
 
 def pipeline(request, **limits):
-    """The best plan without replicas."""
-    return partition(request, max_replicas=1, **limits)
+    """The best plan without replicas in which no device has several stages."""
+    return partition(request, max_replicas=1, max_chunks=1, **limits)
 
 
 def sizes(plan) -> list[int]:
@@ -96,6 +96,32 @@ def test_colocated_operators_stay_together_although_it_costs_time() -> None:
     plan = partition(problem(builder.build(["last"], {"x": 8}), seconds=[3, 1, 1, 1, 1, 1, 1, 3]))
     group = {1, 2, 3, 4, 5, 6}
     assert any(group <= set(stage.operators) for stage in plan.stages)
+
+
+def test_zero_bubble_where_gradients_of_parameters_can_wait() -> None:
+    graph = chain(8, parameter_elements=4, separable=True)
+    whole = pipeline(problem(graph))
+    plan = pipeline(problem(graph, weight_share=0.5))
+    assert whole.schedule is Schedule.ONE_F_ONE_B
+    assert plan.schedule is Schedule.ZERO_BUBBLE
+    # F + B + W of a stage is 12 s for the whole batch; of a microbatch, F + B - W is lost, not F + B + W.
+    assert whole.prediction.step_s == pytest.approx(12 + 3, rel=1e-3)
+    assert plan.prediction.step_s == pytest.approx(12 + 1, rel=1e-3)
+    assert [s.backward_s for s in plan.prediction.stages] == pytest.approx([2.0, 2.0])
+    assert any("Of the backwards, 50% + 50% are gradients of parameters" in s for s in plan.rationale)
+    alone = partition(problem(graph, weight_share=0.5), max_stages=1)
+    assert alone.schedule is Schedule.ONE_F_ONE_B
+
+
+def test_gradients_of_parameters_that_wait_need_memory() -> None:
+    graph = chain(8, elements=1000, parameter_elements=4, separable=True)
+    request = problem(graph, counts=(4,), weight_share=0.5)
+    stages = pipeline(request).stages
+    apart, whole = (predict(request, stages, 4, s) for s in (Schedule.ZERO_BUBBLE, Schedule.ONE_F_ONE_B))
+    # Of a microbatch's 1000 elements, each operator needs its input and the gradient of its result.
+    kept_bytes = [(3 + 4) * 1000, (4 + 4) * 1000]
+    for place, (more, less) in enumerate(zip(apart.stages, whole.stages, strict=True)):
+        assert more.memory_bytes - less.memory_bytes == (place + 1) * kept_bytes[place]
 
 
 def test_recomputation_only_where_memory_asks_for_it() -> None:
@@ -222,7 +248,7 @@ def test_a_slower_device_gets_fewer_microbatches() -> None:
 
 def test_gradients_that_take_long_to_sum_speak_against_replicas() -> None:
     def stages(elements: int) -> list[int]:
-        return sizes(partition(problem(chain(4, parameter_elements=elements), link=LOOPBACK)))
+        return sizes(partition(problem(chain(4, parameter_elements=elements), link=LOOPBACK), max_chunks=1))
 
     assert stages(10) == [4, 4]
     assert stages(1_000_000) == [2, 2]  # 16 MB at 1 MB/s
@@ -231,7 +257,7 @@ def test_gradients_that_take_long_to_sum_speak_against_replicas() -> None:
 def test_a_model_that_fits_no_device_alone_is_cut() -> None:
     graph = chain(4, parameter_elements=1000)
     assert sizes(partition(problem(graph, memory_bytes=70_000))) == [4, 4]
-    assert sizes(partition(problem(graph, memory_bytes=40_000))) == [2, 2]
+    assert sizes(partition(problem(graph, memory_bytes=40_000), max_chunks=1)) == [2, 2]
 
 
 def test_a_stage_that_changes_buffers_has_no_replicas() -> None:

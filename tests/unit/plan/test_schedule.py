@@ -8,13 +8,14 @@ import pytest
 from forescale.plan.partition_plan import Schedule
 from forescale.plan.schedule import Layout, Phase, PipelineTimes, deal, schedule_order, simulate_step
 
-F, B = Phase.FORWARD, Phase.BACKWARD
+F, B, W = Phase.FORWARD, Phase.BACKWARD, Phase.WEIGHT
 
 
 def times(
     forward_s: list[float],
     backward_s: list[float],
     *,
+    weight_s: float = 0.0,
     wire_s: float = -np.inf,
     occupied_s: float = 0.0,
     optimizer_s: tuple[float, ...] | None = None,
@@ -27,6 +28,7 @@ def times(
     return PipelineTimes(
         forward_s_SN=np.array(forward_s)[:, None],
         backward_s_SN=np.array(backward_s)[:, None],
+        weight_s_SN=np.full((stages, 1), weight_s),
         wire_s_SSN=np.where(neighbours, wire_s, -np.inf),
         occupied_s_SSN=np.where(neighbours, occupied_s, 0.0),
         shares_SSN=np.zeros((stages, stages, 1), dtype=bool),
@@ -71,8 +73,44 @@ def test_gpipe_does_all_forwards_first() -> None:
 def test_every_task_once_and_a_forward_before_its_backward(schedule, stages, microbatches) -> None:
     for stage in range(stages):
         order = schedule_order(schedule, stage, stages, microbatches)
-        assert sorted(order) == sorted((phase, m) for phase in Phase for m in range(microbatches))
-        assert all(order.index((F, m)) < order.index((B, m)) for m in range(microbatches))
+        phases = Phase if schedule is Schedule.ZERO_BUBBLE else (F, B)
+        assert sorted(order) == sorted((phase, m) for phase in phases for m in range(microbatches))
+        places = [[order.index((phase, m)) for phase in phases] for m in range(microbatches)]
+        assert all(place == sorted(place) for place in places)
+
+
+def test_zero_bubble_lets_gradients_of_parameters_wait() -> None:
+    assert schedule_order(Schedule.ZERO_BUBBLE, 0, 2, 3) == (
+        *((F, 0), (F, 1), (B, 0), (W, 0), (F, 2), (B, 1), (W, 1), (B, 2), (W, 2)),
+    )
+    assert schedule_order(Schedule.ZERO_BUBBLE, 1, 2, 3) == (
+        *((F, 0), (B, 0), (F, 1), (B, 1), (W, 0), (F, 2), (B, 2), (W, 1), (W, 2)),
+    )
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), [(2, 2), (2, 5), (3, 7), (4, 8), (8, 9)])
+@pytest.mark.parametrize(("forward_s", "backward_s", "weight_s"), [(1.0, 1.0, 1.0), (2.0, 2.0, 1.0)])
+def test_zero_bubble_loses_what_was_published(
+    stages: int, microbatches: int, forward_s: float, backward_s: float, weight_s: float
+) -> None:
+    """Qi et al., ICLR 2024, table 2: ZB-H1 loses (p - 1)(F + B - W), 1F1B (p - 1)(F + B + W)."""
+    even = times([forward_s] * stages, [backward_s] * stages, weight_s=weight_s, wire_s=0.0)
+    work_s = microbatches * (forward_s + backward_s + weight_s)
+    lost_s = (stages - 1) * (forward_s + backward_s - weight_s)
+    assert step_s(Schedule.ZERO_BUBBLE, microbatches, even) == pytest.approx(work_s + lost_s)
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), [(1, 3), (2, 4), (4, 3), (4, 9)])
+def test_zero_bubble_keeps_no_more_in_flight_than_1f1b(stages: int, microbatches: int) -> None:
+    layout = Layout.pipeline(stages, microbatches)
+    for stage in range(stages):
+        order = layout.order(Schedule.ZERO_BUBBLE, stage)
+        assert layout.in_flight(Schedule.ZERO_BUBBLE, stage) == layout.in_flight(Schedule.ONE_F_ONE_B, stage)
+        assert layout.waiting(Schedule.ZERO_BUBBLE, stage) == min(stage + 1, microbatches)
+        assert layout.waiting(Schedule.ONE_F_ONE_B, stage) == 0
+        # From its forward to its gradients of parameters, no stage holds more than the first does in 1F1B.
+        begun = np.cumsum([(phase is F) - (phase is W) for phase, _ in order])
+        assert begun.max() == layout.in_flight(Schedule.ONE_F_ONE_B, 0)
 
 
 @pytest.mark.parametrize("schedule", Schedule)
