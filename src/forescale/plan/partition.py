@@ -27,8 +27,8 @@ from forescale.plan.problem import PartitionProblem
 from forescale.plan.rationale import explain
 from forescale.plan.replicas import check_replicas
 from forescale.plan.schedule import Layout
-from forescale.plan.shard_costs import own_prediction, share_work
 from forescale.plan.search import Candidate, Search, choose
+from forescale.plan.shard_costs import own_prediction, share_work
 from forescale.plan.teams import make_teams, take_apart, team_problem
 from forescale.plan.workload import Workload, tabulate
 
@@ -84,7 +84,7 @@ def partition(
     most_shards = most_shards if problem.shardable else 1
     split = _best_in_shards(search, most_stages, most_replicas, most_shards, best.score)
     if split is not None and split.prediction.step_s < best.score * _WORTH_SPLITTING:
-        return explain(problem, split, candidates, None)
+        return explain(problem, split, candidates, None, split)
     evaluation = _evaluate(search, best)
     if best.score >= INFEASIBLE:
         raise _infeasible(search, best, evaluation)

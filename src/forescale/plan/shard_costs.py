@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from forescale.graph.flows import references
 from forescale.graph.model import ModelGraph
 from forescale.graph.sharding import Sharded
 from forescale.graph.size import evaluate, tensor_bytes

@@ -37,9 +37,7 @@ class Team:
     weights: tuple[int, ...] = (1,)
 
 
-def make_teams(
-    workload: Workload, devices: Sequence[int], most_shards: int
-) -> Iterator[tuple[Team, ...]]:
+def make_teams(workload: Workload, devices: Sequence[int], most_shards: int) -> Iterator[tuple[Team, ...]]:
     """Ways to put devices together, neighbours in this order; those that are left over are alone.
 
     Teams of which no operator is worth splitting are left out.
@@ -98,7 +96,10 @@ def team_problem(workload: Workload, pricing: Pricing, teams: Sequence[Team]) ->
             default_link=problem.cluster.default_link,
             links={ends: link for ends, link in problem.cluster.links.items() if names.issuperset(ends)},
         ),
-        costs={count: _team_costs(workload, pricing, teams, choice) for choice, count in enumerate(workload.counts)},
+        costs={
+            count: _team_costs(workload, pricing, teams, choice)
+            for choice, count in enumerate(workload.counts)
+        },
         optimizer_s_per_byte_D=np.array(
             [
                 problem.optimizer_s_per_byte_D[list(team.devices)].max() * max(_held(workload, team))
@@ -108,7 +109,9 @@ def team_problem(workload: Workload, pricing: Pricing, teams: Sequence[Team]) ->
     )
 
 
-def take_apart(problem: PartitionProblem, stages: Sequence[Stage], teams: Sequence[Team]) -> tuple[Stage, ...]:
+def take_apart(
+    problem: PartitionProblem, stages: Sequence[Stage], teams: Sequence[Team]
+) -> tuple[Stage, ...]:
     """The stages of a plan of teams on the teams' devices."""
     devices = problem.cluster.devices
     by_name = {devices[team.devices[0]].name: team for team in teams}
@@ -144,9 +147,7 @@ def _capacity_bytes(workload: Workload, pricing: Pricing, team: Team) -> float:
     return float((capacity_bytes_D / parts).min())
 
 
-def _team_costs(
-    workload: Workload, pricing: Pricing, teams: Sequence[Team], choice: int
-) -> MicrobatchCosts:
+def _team_costs(workload: Workload, pricing: Pricing, teams: Sequence[Team], choice: int) -> MicrobatchCosts:
     costs = workload.problem.costs[workload.counts[choice]]
     found: dict[str, Array] = {}
     for name in (field.name for field in fields(costs)):
