@@ -127,7 +127,7 @@ def _best_in_shards(
 
 
 def _fitting(problem: PartitionProblem, stages: Sequence[Stage], mode: Mode) -> PartitionPlan | None:
-    """The plan with these stages, which all recompute if they do not fit otherwise; None if they do not then."""
+    """The plan with these stages, which recompute if they do not fit otherwise; None if that is no help."""
     again = tuple(replace(stage, recompute=True) for stage in stages)
     for tried in dict.fromkeys((tuple(stages), again)):
         prediction = predict(problem, tried, mode.microbatches, mode.schedule)

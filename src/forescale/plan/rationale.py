@@ -92,8 +92,8 @@ def _shards(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
             if (part := sharded(graph, member))
         ]
         sentences.append(
-            f"{' + '.join(member.device for member in team)} split {split} of {len(stage.operators)} operators "
-            f"between them, {' : '.join(map(str, stage.shard.weights))}, and hold "
+            f"{' + '.join(member.device for member in team)} split {split} of {len(stage.operators)} "
+            f"operators between them, {' : '.join(map(str, stage.shard.weights))}, and hold "
             f"{' + '.join(f'{part:.0%}' for part in held)} of the parameters; what they exchange takes "
             f"{spell_time(predicted.transfer_s)} of a step."
         )
@@ -146,8 +146,8 @@ def _microbatch_count(problem: PartitionProblem, plan: PartitionPlan, candidates
         count = candidate.mode.microbatches
         best[count] = min(candidate.score, best.get(count, candidate.score))
     others = [f"{_outcome(best[n])} with {n}" for n in sorted(problem.costs) if n != plan.microbatches]
-    if not others:
-        return f"The batch is run as {chosen}, the only choice given."
+    if not others or any(stage.shard for stage in plan.stages):
+        return f"The batch is run as {chosen}{'' if others else ', the only choice given'}."
     return f"The batch is run as {chosen}; with other counts: {', '.join(others)}."
 
 

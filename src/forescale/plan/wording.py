@@ -38,7 +38,10 @@ def spell_count(count: int, noun: str) -> str:
 
 
 def spell_places(plan: PartitionPlan) -> str:
-    """Where the model runs: ``stages on cpu0, cpu1``, or ``2 replicas on cpu0, cpu1``; shards: ``cpu0 + cpu1``."""
+    """Where the model runs: ``stages on cpu0, cpu1``, or ``2 replicas on cpu0, cpu1``.
+
+    Devices that split operators between them are named together: ``cpu0 + cpu1``.
+    """
     groups = [[_team(replica) for replica in replicas(group)] for group in replica_groups(plan.stages)]
     if len(groups) == 1 and len(groups[0]) > 1:
         return f"{len(groups[0])} replicas on {', '.join(groups[0])}"

@@ -108,7 +108,9 @@ def perceptron_problem(
                 n: evaluate(tensor_bytes(t.shape, t.dtype), binding) for n, t in graph.tensors.items()
             },
             saved_bytes_R=np.array([float(evaluate(s.size_bytes, binding)) for s in graph.saved]),
-            workspace_bytes_O=np.array([4.0 * prod(graph.tensors[o.name].shape[1:]) for o in graph.operators]),
+            workspace_bytes_O=np.array(
+                [4.0 * prod(graph.tensors[o.name].shape[1:]) for o in graph.operators]
+            ),
             loss_saved_bytes=32.0 / count,
         )
 

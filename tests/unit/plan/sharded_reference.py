@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from math import prod
 
-from forescale.graph.sharding import Sharded
+from forescale.graph.sharding import Sharded, shard_operators
 from forescale.graph.size import evaluate
 from forescale.plan.schedule import Phase
 from forescale.plan.sharded import read_outside
 from unit.plan.reference import Split
-
-from forescale.graph.sharding import shard_operators
 
 
 class ShardedSplit(Split):
@@ -87,7 +85,11 @@ class ShardedSplit(Split):
 
     def state_bytes(self, stage: int) -> float:
         shard = self.shard(stage)
-        held = shard.graph.parameters if shard else {n: self.graph.parameters[n] for n in self.held_parameters(stage)}
+        held = (
+            shard.graph.parameters
+            if shard
+            else {n: self.graph.parameters[n] for n in self.held_parameters(stage)}
+        )
         return sum(4 * prod(p.shape) for p in held.values())
 
     def end_s(self, free_s: list[float]) -> float:
@@ -104,7 +106,9 @@ class ShardedSplit(Split):
                 sum_s = 2 * link.latency_s
                 sum_s += 2 * self.state_bytes(stage) / len(alike) / link.bandwidth_bytes_per_s
                 end_s += sum_s * (2 if link.occupies_device else 1)
-            update_s = self.state_bytes(stage) * float(self.problem.optimizer_s_per_byte_D[self.device(stage)])
+            update_s = self.state_bytes(stage) * float(
+                self.problem.optimizer_s_per_byte_D[self.device(stage)]
+            )
             after_s.append(end_s + update_s)
         return max(after_s)
 
