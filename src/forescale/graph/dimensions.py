@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from forescale.graph.factors import Axes
+from forescale.graph.flops import Call, operator_flops
 from forescale.graph.flow_rules import RULES
 from forescale.graph.flows import Flow, Reading
-from forescale.graph.flops import Call, operator_flops
 from forescale.graph.model import Buffer, ModelGraph, Operator, Parameter, Tensor
 from forescale.graph.size import evaluate, tensor_bytes
 
@@ -87,7 +87,7 @@ class Dimensions:
         return self._cuts[known]
 
     def is_fixed(self, key: Key, factor: int) -> bool:
-        """Whether the axis that has the factor is as long for every batch, so that parts can be put together."""
+        """Whether the axis with the factor is as long for every batch, so that parts can be put together."""
         return isinstance(self.entry(key).shape[self.cut(key, factor).axis], int)
 
     def sums_over(self, operator: int, factor: int) -> bool | None:

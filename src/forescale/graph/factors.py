@@ -1,9 +1,9 @@
 """Axes as products of factors, so that one part of a tensor can be followed through every view of it.
 
-A fused projection of queries, keys and values has an axis of 3 * heads * width. A view may show those as three
-axes, a split as three tensors, and a transposition and another view bring heads * width together again: the
-factor ``heads`` is the same all along. Factors are found while operators are read: two axes that an operator
-aligns become one, and a view that takes an axis apart splits its factor.
+A fused projection of queries, keys and values has an axis of 3 * heads * width. A view may show those as
+three axes, a split as three tensors, and a transposition and another view bring heads * width together
+again: the factor ``heads`` is the same all along. Factors are found while operators are read: two axes that
+an operator aligns become one, and a view that takes an axis apart splits its factor.
 """
 
 from __future__ import annotations
@@ -43,9 +43,12 @@ class Factors:
 
     def leaves(self, axis: Axis) -> Axis:
         """The factors as they are known now."""
-        if not any(factor in self._into for factor in axis):
-            return axis
-        return tuple(leaf for factor in axis for leaf in self.leaves(self._into.get(factor, (factor,))))
+        found: list[int] = []
+        for factor in axis:
+            if factor in self._into:
+                self._into[factor] = self.leaves(self._into[factor])  # shortens the way for the next time
+            found += self._into.get(factor, (factor,))
+        return tuple(found)
 
     def join(self, one: Axis, other: Axis) -> None:
         """Notes that two axes are the same.

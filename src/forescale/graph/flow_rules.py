@@ -229,7 +229,7 @@ def _split(o: Operands) -> Flow:
 
 
 def _cat(o: Operands) -> Flow:
-    operands = o.every()
+    operands = [x for x in o.every() if len(x) != 1 or o.factors.size(x[0])]  # an empty one may have any rank
     axis = o.value(1, 0, "dim") % (len(operands[0]) + (o.name == "stack"))
     kept = axis if o.name == "stack" else axis + 1
     for other in operands[1:]:
@@ -246,12 +246,12 @@ def _named(words: str, rule: Rule) -> dict[str, Rule]:
 RULES: Mapping[str, Rule] = {
     **_named(
         "_to_copy abs add addcdiv addcmul alias atan atan2 bitwise_and bitwise_not bitwise_or celu clamp "
-        "clamp_max clamp_min clone contiguous cos cosh detach div elu eq erf exp expm1 floor floor_divide fmod "
-        "full_like ge gelu gt hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan le leaky_relu lerp "
-        "log log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor lt masked_fill maximum "
-        "minimum mish mul nan_to_num ne neg ones_like pow reciprocal relu relu6 remainder round rsqrt rsub selu "
-        "sigmoid sign silu sin sinh softplus softsign sqrt square sub tan tanh threshold to type_as where "
-        "zeros_like",
+        "clamp_max clamp_min clone contiguous cos cosh detach div elu eq erf exp expm1 floor floor_divide "
+        "fmod full_like ge gelu gt hardshrink hardsigmoid hardswish hardtanh isfinite isinf isnan le "
+        "leaky_relu lerp log log1p log2 log_sigmoid logical_and logical_not logical_or logical_xor lt "
+        "masked_fill maximum minimum mish mul nan_to_num ne neg ones_like pow reciprocal relu relu6 "
+        "remainder round rsqrt rsub selu sigmoid sign silu sin sinh softplus softsign sqrt square sub tan "
+        "tanh threshold to type_as where zeros_like",
         _elementwise,
     ),
     **_named("linear", _linear),

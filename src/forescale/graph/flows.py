@@ -1,8 +1,8 @@
 """How operators treat the factors of their operands: which go through them, and which they sum over.
 
-An operator may run on a part of its operands along a factor that goes through it, and returns that part of its
-results; run on a part along a factor that it sums over, it returns one term of its result. Operators without a
-rule run on whole tensors.
+An operator may run on a part of its operands along a factor that goes through it, and returns that part of
+its results; run on a part along a factor that it sums over, it returns one term of its result. Operators
+without a rule run on whole tensors.
 """
 
 from __future__ import annotations
@@ -154,7 +154,9 @@ class Operands:
         def plain(part: Any) -> Any:
             if isinstance(part, list):
                 return [plain(p) for p in part]
-            return self._reading.number(part["size"]) if isinstance(part, Mapping) and "size" in part else part
+            return (
+                self._reading.number(part["size"]) if isinstance(part, Mapping) and "size" in part else part
+            )
 
         return plain(value)
 

@@ -1,10 +1,12 @@
 """Groups of operators that are worth splitting between devices, each along one factor of its axes.
 
-A region begins where operators read parameters that have the factor (the columns of a linear layer, the filters
-of a convolution), goes on through operators that leave it alone, and ends in operators that sum over it, or where
-its parts are gathered: Shoeybi et al., *Megatron-LM*, 2019, found in any graph instead of written into a model.
+A region begins where operators read parameters that have the factor (the columns of a linear layer, the
+filters of a convolution), goes on through operators that leave it alone, and ends in operators that sum
+over it, or where its parts are gathered: Shoeybi et al., *Megatron-LM*, 2019, found in any graph instead of
+written into a model.
 
-A region is split if the work and the parameters that its devices save are worth the bytes that they exchange.
+A region is split if the work and the parameters that its devices save are worth the bytes that they
+exchange.
 """
 
 from __future__ import annotations
@@ -77,9 +79,7 @@ class _Members:
 
 
 class _Explorer:
-    def __init__(
-        self, dimensions: Dimensions, operators: frozenset[int], outputs: frozenset[str]
-    ) -> None:
+    def __init__(self, dimensions: Dimensions, operators: frozenset[int], outputs: frozenset[str]) -> None:
         self._dimensions = dimensions
         self._operators = operators
         self._outputs = outputs
@@ -121,8 +121,10 @@ class _Explorer:
             return False
         if any(has(key, factor) > 1 for key in (*state, *(("tensor", name) for name in having))):
             return False
-        goes_on = any(name in members.maker for name in having)
-        return goes_on or (bool(state) and not having and not sums)
+        entering = [("tensor", name) for name in having if name not in members.maker]
+        if any(self._dimensions.has_gradient(key) for key in entering):
+            return False  # shards would have to gather its gradient; better they gather the other operands
+        return len(entering) < len(having) or (bool(state) and not having and not sums)
 
     def _state(self, index: int, factor: int) -> list[Key]:
         """The parameters and buffers with the factor that an operator reads."""
@@ -162,9 +164,10 @@ class _Explorer:
         if not all(dimensions.is_fixed(key, factor) for key in sliced | gathered):
             return None
         summed = {("tensor", n) for o in operators if members.sums[o.index] for n in o.outputs if n}
-        once = gathered | {key for key in sliced if dimensions.has_gradient(key)}
         twice = summed | {key for key in entering - sliced if dimensions.has_gradient(key)}
-        exchanged_bytes = sum(map(dimensions.size_bytes, once)) + 2 * sum(map(dimensions.size_bytes, twice))
+        exchanged_bytes = sum(map(dimensions.size_bytes, gathered)) + 2 * sum(
+            map(dimensions.size_bytes, twice)
+        )
         saved = sum(map(dimensions.work, group)) / FLOPS_PER_BYTE + sum(map(dimensions.size_bytes, state))
         return Region(
             factor=factor,

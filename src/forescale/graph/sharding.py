@@ -1,8 +1,9 @@
 """The operators of one device, where several split a stage's operators between them: tensor parallelism.
 
-Each shard runs the same operators in the same order. In a region (:mod:`forescale.graph.regions`) it runs them on
-its own part of the tensors; everywhere else all run them on whole tensors. Inserted operators exchange what a
-shard needs of the others (Shoeybi et al., *Megatron-LM*, 2019: f is ``spread``, g is ``total``):
+Each shard runs the same operators in the same order. In a region (:mod:`forescale.graph.regions`) it runs
+them on its own part of the tensors; everywhere else all run them on whole tensors. Inserted operators
+exchange what a shard needs of the others (Shoeybi et al., *Megatron-LM*, 2019: f is ``spread``, g is
+``total``):
 
     target               arguments                        forward            backward
     collective:spread    x                                x                  sum over the shards
@@ -10,21 +11,25 @@ shard needs of the others (Shoeybi et al., *Megatron-LM*, 2019: f is ``spread``,
     collective:gather    x, axis, outer, inner, bounds    whole from parts   own part
     collective:part      x, axis, outer, inner, bounds    own part           whole from parts
 
-An axis is outer x units x inner; of every outer, shard k has the units from ``bounds[k]`` to ``bounds[k + 1]``.
+An axis is outer x units x inner; of every outer, shard k has the units from ``bounds[k]`` to ``bounds[k +
+1]``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from typing import Any
 
-from forescale.graph.dimensions import Cut, Dimensions, Key
+from forescale.graph.dimensions import Dimensions, Key
 from forescale.graph.flows import aten_name, references
 from forescale.graph.model import ModelGraph, Operator, Size, Tensor
 from forescale.graph.regions import Region, find_regions
 
+_KEPT = 64
+"""Shards that are remembered: planner and engine ask for the same ones again and again."""
 _WITHOUT_SUM = {"addmm": "aten.mm.default", "baddbmm": "aten.bmm.default"}
 
 
@@ -45,8 +50,8 @@ class Sharded:
     """What one shard runs.
 
     Attributes:
-        graph: its operators, renumbered, and what they read; tensors from outside have no producer. Parameters
-            and buffers have the shapes of its parts, and the names they have in the whole graph.
+        graph: its operators, renumbered, and what they read; tensors from outside have no producer.
+            Parameters and buffers have the shapes of its parts, and the names they have in the whole graph.
         origin_O: for every operator the one it was in the whole graph; -1 for those that were inserted.
         fraction_O: which part of that operator's work it does.
         slices: the parameters and buffers it holds a part of; the others it holds whole.
@@ -63,6 +68,8 @@ class Sharding:
 
     def __init__(self, graph: ModelGraph) -> None:
         self._dimensions = Dimensions(graph)
+        self._known_regions = lru_cache(maxsize=_KEPT)(self._regions)
+        self._known_shards = lru_cache(maxsize=_KEPT)(self._shard)
 
     def shard(
         self, operators: Sequence[int], index: int, weights: Sequence[int], outputs: Sequence[str]
@@ -73,18 +80,45 @@ class Sharding:
             weights: sizes of the parts, in proportion.
             outputs: tensors that others read; they stay whole.
         """
-        graph, own = self._dimensions.graph, set(operators)
-        updated = [u.tensor for u in graph.buffer_updates if graph.tensors[u.tensor].producer in own]
+        graph, own = self._dimensions.graph, tuple(sorted(operators))
+        made = {name for index in own for name in graph.operators[index].outputs}
+        updated = (update.tensor for update in graph.buffer_updates if update.tensor in made)
         kept = tuple(dict.fromkeys((*outputs, *updated)))
-        regions = find_regions(self._dimensions, own, kept, len(weights))
-        return _Writer(self._dimensions, regions, index, weights).write(sorted(own), kept)
+        return self._known_shards(own, index, tuple(weights), kept)
+
+    def _shard(
+        self, operators: tuple[int, ...], index: int, weights: tuple[int, ...], outputs: tuple[str, ...]
+    ) -> Sharded:
+        regions = self._known_regions(operators, outputs, len(weights))
+        return _Writer(self._dimensions, regions, index, weights).write(operators, outputs)
+
+    def _regions(self, operators: tuple[int, ...], outputs: tuple[str, ...], parts: int) -> list[Region]:
+        return find_regions(self._dimensions, operators, outputs, parts)
 
 
 def shard_operators(
     graph: ModelGraph, operators: Sequence[int], index: int, weights: Sequence[int], outputs: Sequence[str]
 ) -> Sharded:
     """What shard ``index`` of ``len(weights)`` runs of these operators, see :meth:`Sharding.shard`."""
-    return Sharding(graph).shard(operators, index, weights, outputs)
+    return _sharding(_Same(graph)).shard(operators, index, weights, outputs)
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """A graph that is equal to itself alone: comparing what it holds takes longer than any use of it."""
+
+    graph: ModelGraph
+
+    def __hash__(self) -> int:
+        return id(self.graph)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.graph is self.graph
+
+
+@lru_cache(maxsize=4)
+def _sharding(same: _Same) -> Sharding:
+    return Sharding(same.graph)
 
 
 def share_units(units: int, weights: Sequence[int]) -> tuple[int, ...]:
@@ -93,7 +127,10 @@ def share_units(units: int, weights: Sequence[int]) -> tuple[int, ...]:
     counts = [max(1, int(quota)) for quota in quotas]
     while sum(counts) != units:
         step = 1 if sum(counts) < units else -1
-        rests = [step * (quota - count) if count + step else -units for quota, count in zip(quotas, counts, strict=True)]
+        rests = [
+            step * (quota - count) if count + step else -units
+            for quota, count in zip(quotas, counts, strict=True)
+        ]
         counts[rests.index(max(rests))] += step
     return (0, *accumulate(counts))
 
@@ -128,8 +165,8 @@ class _Writer:
             else:
                 self._write_part(operator, region)
         for name in outputs:
-            if (producer := self._graph.tensors[name].producer) in operators and producer is not None:
-                self._whole(name, self._graph.operators[producer])
+            if (region := self._parted.get(name)) is not None:
+                self._whole(name, self._graph.operators[max(region.operators)])
         fraction_O = [
             self._own(region) / self._dimensions.units(region.factor)
             if (region := self._region_of.get(origin))
@@ -180,7 +217,10 @@ class _Writer:
             entry = self._dimensions.entry((kind, bias))
             shape = (*entry.shape, *[1] * (len(like.shape) - 2))
             columns = replace(
-                like, name=f"{name}@bias", shape=shape, requires_grad=self._dimensions.has_gradient((kind, bias))
+                like,
+                name=f"{name}@bias",
+                shape=shape,
+                requires_grad=self._dimensions.has_gradient((kind, bias)),
             )
             added = self._insert("aten.reshape.default", (added, list(shape)), columns, operator)
         self._insert("aten.add.Tensor", (total, added), like, operator)
@@ -190,11 +230,14 @@ class _Writer:
         flow = self._dimensions.flow(operator.index)
         if flow is None or position not in flow.sizes:
             return self._mapped(argument, operator, region)
-        having = [region.factor in factors for factors in self._dimensions.factors_in(operator.index, position)]
+        having = [
+            region.factor in factors for factors in self._dimensions.factors_in(operator.index, position)
+        ]
         if not isinstance(argument, (list, tuple)):
             return self._local_size(argument, region) if having[0] else argument
         return [
-            self._local_size(size, region) if has else size for size, has in zip(argument, having, strict=True)
+            self._local_size(size, region) if has else size
+            for size, has in zip(argument, having, strict=True)
         ]
 
     def _mapped(self, value: Any, operator: Operator, region: Region) -> Any:

@@ -7,6 +7,7 @@ predict(problem, plan.stages, plan.microbatches, plan.schedule)  # the same, for
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,8 +27,14 @@ from forescale.plan.problem import PartitionProblem
 from forescale.plan.rationale import explain
 from forescale.plan.replicas import check_replicas
 from forescale.plan.schedule import Layout
+from forescale.plan.shard_costs import own_prediction, share_work
 from forescale.plan.search import Candidate, Search, choose
+from forescale.plan.teams import make_teams, take_apart, team_problem
 from forescale.plan.workload import Workload, tabulate
+
+_FAR_FROM = 1.2
+_WORTH_SPLITTING = 0.999
+"""A plan that keeps operators whole is simpler, and predictions are not exact to 0.1 %."""
 
 
 def partition(
@@ -36,6 +43,7 @@ def partition(
     devices_order: Sequence[str] | None = None,
     max_stages: int | None = None,
     max_replicas: int | None = None,
+    max_shards: int | None = None,
     schedule: Schedule | None = None,
 ) -> PartitionPlan:
     """The split, devices, microbatch count and schedule with the shortest predicted step.
@@ -48,13 +56,14 @@ def partition(
         devices_order: names of devices; stages follow this order, and devices not in it are left out.
         max_stages: at most this many stages, replicas included.
         max_replicas: at most this many devices hold the same stage; 1 asks for a pipeline.
+        max_shards: at most this many devices split operators between them; 1 keeps operators whole.
         schedule: fixes the schedule; all are tried otherwise.
 
     Raises:
         InfeasiblePlan: nothing fits the devices' memory, even with recomputation.
         InvalidInput: more devices than operators, or an unknown device.
     """
-    workload, pricing = tabulate(problem), Pricing.of(problem)
+    workload = tabulate(problem)
     atoms = gather_atoms(problem.graph)
     order = None if devices_order is None else _positions(problem, devices_order)
     usable = len(problem.cluster.devices) if order is None else len(order)
@@ -63,7 +72,7 @@ def partition(
     orders = linear_orders(problem.graph, atoms, problem.costs[workload.counts[0]].tensor_bytes)
     search = Search(
         workload=workload,
-        pricing=pricing,
+        pricing=Pricing.of(problem),
         lines=[_lay_out(workload, atoms, atom_order) for atom_order in orders],
         schedules=tuple(Schedule) if schedule is None else (schedule,),
         order=order,
@@ -71,6 +80,11 @@ def partition(
     most_replicas = most_stages if max_replicas is None else min(max_replicas, most_stages)
     candidates = search.run(most_stages, most_replicas)
     best = choose(candidates)
+    most_shards = most_stages if max_shards is None else min(max_shards, most_stages)
+    most_shards = most_shards if problem.shardable else 1
+    split = _best_in_shards(search, most_stages, most_replicas, most_shards, best.score)
+    if split is not None and split.prediction.step_s < best.score * _WORTH_SPLITTING:
+        return explain(problem, split, candidates, None)
     evaluation = _evaluate(search, best)
     if best.score >= INFEASIBLE:
         raise _infeasible(search, best, evaluation)
@@ -80,7 +94,51 @@ def partition(
         schedule=best.mode.schedule,
         prediction=_prediction(evaluation),
     )
-    return explain(problem, plan, candidates, _even_step_s(search, best))
+    return explain(problem, plan, candidates, _even_step_s(search, best), split)
+
+
+def _best_in_shards(
+    search: Search, most_stages: int, most_replicas: int, most_shards: int, score: float
+) -> PartitionPlan | None:
+    """The best plan in which teams of devices split operators between them, None if there is none that fits.
+
+    Args:
+        score: of the best plan without; what is predicted to be far from it is not looked at closely.
+    """
+    workload, pricing, problem = search.workload, search.pricing, search.workload.problem
+    slowness_D = (workload.forward_s_CDO + workload.backward_s_CDO)[0].sum(axis=1)
+    devices = np.argsort(slowness_D, kind="stable").tolist() if search.order is None else list(search.order)
+    found: list[PartitionPlan] = []
+    for teams in make_teams(workload, devices[:most_stages], most_shards):
+        asked = team_problem(workload, pricing, teams)
+        work = tabulate(asked)
+        lines = [Line(work, line.position_O[:-1].tolist(), line.length) for line in search.lines]
+        order = None if search.order is None else tuple(range(len(teams)))
+        within = replace(search, workload=work, pricing=Pricing.of(asked), lines=lines, order=order)
+        alike = len({team.weights for team in teams}) == 1
+        best = choose(within.run(len(teams), min(most_replicas, len(teams)) if alike else 1))
+        if best.score > score * _FAR_FROM:
+            continue
+        stages = take_apart(problem, _stages(within, best, _evaluate(within, best)), teams)
+        plan = _fitting(problem, stages, best.mode)
+        if plan is not None and any(stage.shard for stage in plan.stages):
+            found.append(plan)
+    return min(found, key=lambda plan: plan.prediction.step_s, default=None)
+
+
+def _fitting(problem: PartitionProblem, stages: Sequence[Stage], mode: Mode) -> PartitionPlan | None:
+    """The plan with these stages, which all recompute if they do not fit otherwise; None if they do not then."""
+    again = tuple(replace(stage, recompute=True) for stage in stages)
+    for tried in dict.fromkeys((tuple(stages), again)):
+        prediction = predict(problem, tried, mode.microbatches, mode.schedule)
+        if all(
+            predicted.memory_bytes <= problem.cluster.device(stage.device).memory_bytes
+            for stage, predicted in zip(tried, prediction.stages, strict=True)
+        ):
+            return PartitionPlan(
+                stages=tried, microbatches=mode.microbatches, schedule=mode.schedule, prediction=prediction
+            )
+    return None
 
 
 def predict(
@@ -99,16 +157,22 @@ def predict(
         known = ", ".join(map(str, workload.counts))
         raise InvalidInput(f"no costs are known for {microbatches} microbatches, only for {known}")
     stage_of = _stage_of(problem, stages)
-    length = layout.positions_S[-1] + 1
-    bounds_B1 = np.array([*range(length), length + 1])[:, None]
-    evaluation = evaluate(
-        Pricing.of(problem),
-        cut([Line(workload, stage_of, length)], [bounds_B1], layout.positions_S),
-        np.array(devices)[:, None],
-        Mode(choice=workload.counts.index(microbatches), layout=layout, schedule=schedule),
-        np.array([stage.recompute for stage in stages])[:, None],
-    )
-    return _prediction(evaluation)
+    length, pricing = layout.positions_S[-1] + 1, Pricing.of(problem)
+    line, choice = Line(workload, stage_of, length), workload.counts.index(microbatches)
+    splits = cut([line], [np.array([*range(length), length + 1])[:, None]], layout.positions_S)
+    mode = Mode(choice=choice, layout=layout, schedule=schedule)
+    devices_S1, recompute_S1 = np.array(devices)[:, None], np.array([s.recompute for s in stages])[:, None]
+    if not any(stage.shard for stage in stages):
+        return _prediction(evaluate(pricing, splits, devices_S1, mode, recompute_S1))
+    found = share_work(pricing, line, splits, stages, devices, choice)
+    prediction = _prediction(evaluate(pricing, found.splits, devices_S1, mode, recompute_S1))
+    own = [
+        own_prediction(found, predicted, stage, (choice, device, index), len(layout.runs_S[index]))
+        for index, (predicted, stage, device) in enumerate(
+            zip(prediction.stages, stages, devices, strict=True)
+        )
+    ]
+    return replace(prediction, stages=tuple(own))
 
 
 def _positions(problem: PartitionProblem, names: Sequence[str]) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ def explain(
     plan: PartitionPlan,
     candidates: Sequence[Candidate],
     even_step_s: float | None,
+    split: PartitionPlan | None = None,
 ) -> PartitionPlan:
     """The plan with its reasons.
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from forescale.plan.partition_plan import Schedule, Stage, pipeline_positions, replica_groups, shards_of
+from forescale.plan.partition_plan import Schedule, Stage, pipeline_positions, replica_groups, replicas
 from forescale.plan.problem import Array
 
 
@@ -97,11 +97,14 @@ class Layout:
     def of(cls, stages: Sequence[Stage], microbatches: int) -> Layout:
         """Of a plan's stages in a step of so many microbatches."""
         runs_S: list[tuple[int, ...]] = []
-        for group in replica_groups(stages):
-            shards = shards_of(group)
-            shares = tuple(stage.share for stage in group[::shards])
-            runs_S += [runs for runs in deal(shares, microbatches) for _ in range(shards)]
-        return cls(microbatches=microbatches, positions_S=pipeline_positions(stages), runs_S=tuple(runs_S))
+        for group in map(replicas, replica_groups(stages)):
+            dealt = deal(tuple(replica[0].share for replica in group), microbatches)
+            runs_S += [runs for runs, replica in zip(dealt, group, strict=True) for _ in replica]
+        return cls(
+            microbatches=microbatches,
+            positions_S=pipeline_positions(stages),
+            runs_S=tuple(runs_S),
+        )
 
     @classmethod
     def pipeline(cls, stages: int, microbatches: int) -> Layout:
@@ -144,10 +147,8 @@ class Layout:
 
 @lru_cache(maxsize=1024)
 def _order(schedule: Schedule, layout: Layout, stage: int) -> tuple[Task, ...]:
-    replicas = list(
-        dict.fromkeys(zip(layout.positions_S, layout.runs_S, strict=True))
-    )  # whatever their shards
-    stages, positions = len(replicas), [position for position, _ in replicas]
+    distinct = dict.fromkeys(zip(layout.positions_S, layout.runs_S, strict=True))  # shards count once
+    stages, positions = len(distinct), [position for position, _ in distinct]
     place = stages - 1 if layout.is_last(stage) else positions.index(layout.positions_S[stage])
     own = frozenset(layout.runs_S[stage])
     whole = schedule_order(schedule, place, stages, layout.microbatches)

@@ -77,7 +77,7 @@ def tabulate(problem: PartitionProblem) -> Workload:
     }
     made = {n: r for n, r in readers.items() if graph.tensors[n].producer is not None and r}
     fed = {n: r for n, r in readers.items() if graph.tensors[n].producer is None and r}
-    kept = [index for index, s in enumerate(graph.saved) if s.name not in fed and s.operators]
+    kept = kept_storages(graph)
     storages = [graph.saved[index] for index in kept]
     carries = np.array([graph.tensors[name].requires_grad for name in made], dtype=float)
     message_bytes_CI = _tensor_bytes(costs, made)
@@ -110,6 +110,12 @@ def tabulate(problem: PartitionProblem) -> Workload:
         buffers=_incidence(buffers.values()),
         buffer_bytes_I=_state_bytes(graph.buffers.values()),
     )
+
+
+def kept_storages(graph: ModelGraph) -> list[int]:
+    """Those on axis I of ``storages`` but the last, which is the loss's: all but parts of the batch."""
+    fed = {name for name, tensor in graph.tensors.items() if tensor.producer is None}
+    return [index for index, s in enumerate(graph.saved) if s.operators and s.name not in fed]
 
 
 def _maker(graph: ModelGraph, storage: SavedStorage) -> int:
