@@ -54,12 +54,14 @@ class Sharded:
             Parameters and buffers have the shapes of its parts, and the names they have in the whole graph.
         origin_O: for every operator the one it was in the whole graph; -1 for those that were inserted.
         fraction_O: which part of that operator's work it does.
+        units_O: in how many units that operator's work is shared out; 1 if every shard does all of it.
         slices: the parameters and buffers it holds a part of; the others it holds whole.
     """
 
     graph: ModelGraph
     origin_O: tuple[int, ...]
     fraction_O: tuple[float, ...]
+    units_O: tuple[int, ...]
     slices: Mapping[str, Slice]
 
 
@@ -167,16 +169,12 @@ class _Writer:
         for name in outputs:
             if (region := self._parted.get(name)) is not None:
                 self._whole(name, self._graph.operators[max(region.operators)])
-        fraction_O = [
-            self._own(region) / self._dimensions.units(region.factor)
-            if (region := self._region_of.get(origin))
-            else 1.0
-            for origin in self._origin
-        ]
+        regions = [self._region_of.get(origin) for origin in self._origin]
         return Sharded(
             graph=self._local_graph(outputs),
             origin_O=tuple(self._origin),
-            fraction_O=tuple(fraction_O),
+            fraction_O=tuple(self._fraction(region) if region else 1.0 for region in regions),
+            units_O=tuple(self._dimensions.units(region.factor) if region else 1 for region in regions),
             slices={key[1]: self._slice(key, region) for key, region in self._state.items()},
         )
 
@@ -309,6 +307,9 @@ class _Writer:
     def _own(self, region: Region) -> int:
         bounds = self._bounds[region.factor]
         return bounds[self._index + 1] - bounds[self._index]
+
+    def _fraction(self, region: Region) -> float:
+        return self._own(region) / self._dimensions.units(region.factor)
 
     def _local_size(self, size: Any, region: Region) -> Any:
         own, units = self._own(region), self._dimensions.units(region.factor)

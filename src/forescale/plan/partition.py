@@ -88,7 +88,7 @@ def partition(
     most_shards = most_shards if problem.shardable else 1
     split = _best_in_shards(search, most_stages, most_replicas, most_shards, best.score)
     if split is not None and split.prediction.step_s < best.score * _WORTH_SPLITTING:
-        return explain(problem, split, candidates, None)
+        return explain(problem, split, candidates, None, split)
     evaluation = _evaluate(search, best)
     if best.score >= INFEASIBLE:
         raise _infeasible(search, best, evaluation)
@@ -131,7 +131,7 @@ def _best_in_shards(
 
 
 def _fitting(problem: PartitionProblem, stages: Sequence[Stage], mode: Mode) -> PartitionPlan | None:
-    """The plan with these stages, which all recompute if they do not fit otherwise; None if they do not then."""
+    """The plan with these stages, which recompute if they do not fit otherwise; None if that is no help."""
     again = tuple(replace(stage, recompute=True) for stage in stages)
     for tried in dict.fromkeys((tuple(stages), again)):
         prediction = predict(problem, tried, mode.microbatches, mode.schedule)

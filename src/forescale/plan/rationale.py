@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from forescale.graph.model import ModelGraph, Parameter
 from forescale.graph.size import evaluate, tensor_bytes
 from forescale.plan.evaluation import INFEASIBLE
-from forescale.plan.partition_plan import PartitionPlan, Schedule, pipeline_positions, replica_groups
+from forescale.plan.partition_plan import (
+    PartitionPlan,
+    Schedule,
+    Stage,
+    pipeline_positions,
+    replica_groups,
+    replicas,
+    shards_with,
+)
 from forescale.plan.problem import PartitionProblem
 from forescale.plan.replicas import microbatch_counts
 from forescale.plan.search import Candidate
-from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_time
+from forescale.plan.sharded import sharded
+from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_places, spell_time
 
 
 def explain(
@@ -26,13 +36,15 @@ def explain(
     Args:
         candidates: the best found of every number of stages, microbatch count and schedule.
         even_step_s: the same pipeline's predicted step when every stage has as many operators.
+        split: the best plan in which devices split operators, which may be the plan itself.
     """
     sentences = [
         _bottleneck(plan),
         *_replicas(problem, plan),
+        *_shards(problem, plan),
         *_cuts(problem, plan),
         _microbatch_count(problem, plan, candidates),
-        *_alternatives(plan, candidates, even_step_s),
+        *_alternatives(plan, candidates, even_step_s, split),
         *_recomputation(plan),
         *_gradients_apart(problem, plan),
     ]
@@ -50,19 +62,48 @@ def _replicas(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
     """Of every stage that several devices hold, how they share the microbatches and what that costs."""
     graph, groups, sentences = problem.graph, replica_groups(plan.stages), list[str]()
     for group in groups:
-        if len(group) == 1:
+        teams = replicas(group)
+        if len(teams) == 1:
             continue
         held = {p for o in group[0].operators for p in graph.operators[o].parameters}
         trained = [p for name in held if (p := graph.parameters[name]).trainable]
         size_bytes = sum(evaluate(tensor_bytes(p.shape, p.dtype), {}) for p in trained)
-        counts = [microbatch_counts(plan)[plan.stages.index(stage)] for stage in group]
+        counts = [microbatch_counts(plan)[plan.stages.index(team[0])] for team in teams]
         what = "the whole model" if len(groups) == 1 else f"stage {plan.stages.index(group[0])}"
+        places = ", ".join(" + ".join(stage.device for stage in team) for team in teams)
         sentences.append(
-            f"{len(group)} replicas of {what}, on {', '.join(stage.device for stage in group)}, share the "
+            f"{len(teams)} replicas of {what}, on {places}, share the "
             f"microbatches {' + '.join(map(str, counts))}; at the end of a step they sum their gradients of "
             f"{spell_bytes(size_bytes)}."
         )
     return sentences
+
+
+def _shards(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
+    """Of every stage that several devices split between them, what each has of it and what that costs."""
+    graph, sentences = problem.graph, list[str]()
+    for stage, predicted in zip(plan.stages, plan.prediction.stages, strict=True):
+        if (shard := sharded(graph, stage)) is None or stage.shard is None or stage.shard.index:
+            continue
+        team = shards_with(plan.stages, plan.stages.index(stage))
+        split = sum(fraction < 1 for fraction in shard.fraction_O)
+        whole = sum(evaluate(tensor_bytes(p.shape, p.dtype), {}) for p in _parameters(graph, stage))
+        held = [
+            sum(evaluate(tensor_bytes(p.shape, p.dtype), {}) for p in part.graph.parameters.values()) / whole
+            for member in team
+            if (part := sharded(graph, member))
+        ]
+        sentences.append(
+            f"{' + '.join(member.device for member in team)} split {split} of {len(stage.operators)} "
+            f"operators between them, {' : '.join(map(str, stage.shard.weights))}, and hold "
+            f"{' + '.join(f'{part:.0%}' for part in held)} of the parameters; what they exchange takes "
+            f"{spell_time(predicted.transfer_s)} of a step."
+        )
+    return sentences
+
+
+def _parameters(graph: ModelGraph, stage: Stage) -> list[Parameter]:
+    return [graph.parameters[n] for n in {n for o in stage.operators for n in graph.operators[o].parameters}]
 
 
 def _cuts(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
@@ -107,21 +148,26 @@ def _microbatch_count(problem: PartitionProblem, plan: PartitionPlan, candidates
         count = candidate.mode.microbatches
         best[count] = min(candidate.score, best.get(count, candidate.score))
     others = [f"{_outcome(best[n])} with {n}" for n in sorted(problem.costs) if n != plan.microbatches]
-    if not others:
-        return f"The batch is run as {chosen}, the only choice given."
+    if not others or any(stage.shard for stage in plan.stages):
+        return f"The batch is run as {chosen}{'' if others else ', the only choice given'}."
     return f"The batch is run as {chosen}; with other counts: {', '.join(others)}."
 
 
 def _alternatives(
-    plan: PartitionPlan, candidates: Sequence[Candidate], even_step_s: float | None
+    plan: PartitionPlan,
+    candidates: Sequence[Candidate],
+    even_step_s: float | None,
+    split: PartitionPlan | None,
 ) -> list[str]:
     step_s = plan.prediction.step_s
     found: dict[str, float] = {}
     for candidate in candidates:
         kind = _kind(candidate.mode.layout.positions_S)
         found[kind] = min(candidate.score, found.get(kind, candidate.score))
-    chosen = _kind(pipeline_positions(plan.stages))
+    chosen = _kind(pipeline_positions(plan.stages)) if plan is not split else ""
     tried = [f"{kind}: {_outcome(score)}" for kind, score in found.items() if kind != chosen]
+    if split is not None and plan is not split:
+        tried.append(f"operators split, {spell_places(split)}: {spell_time(split.prediction.step_s)}")
     if even_step_s is not None:
         times = _ratio(even_step_s, step_s)
         tried.append(f"as many operators on every stage: {_outcome(even_step_s)} ({times:.2f} times)")

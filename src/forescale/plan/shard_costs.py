@@ -1,8 +1,8 @@
 """What the shards of a stage cost: each its part of the work and of the memory, and what they exchange.
 
-The shards of a replica meet wherever they exchange tensors, so all take as long as the slowest. Sums and gathers
-go directly from each to each: of a sum every shard adds up one part and sends it to the others (Patarasuk and
-Yuan, *Bandwidth Optimal All-reduce Algorithms*, 2009, without their ring).
+The shards of a replica meet wherever they exchange tensors, so all take as long as the slowest. Sums and
+gathers go directly from each to each: of a sum every shard adds up one part and sends it to the others
+(Patarasuk and Yuan, *Bandwidth Optimal All-reduce Algorithms*, 2009, without their ring).
 
 Axes as in :mod:`forescale.plan.line`.
 """
@@ -14,7 +14,6 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from forescale.graph.flows import references
 from forescale.graph.model import ModelGraph
 from forescale.graph.sharding import Sharded
 from forescale.graph.size import evaluate, tensor_bytes
@@ -44,7 +43,7 @@ class Exchange:
 
     @property
     def turns(self) -> int:
-        """Messages from each to each, for more than two; two send each other all they have of a sum at once."""
+        """Messages from each to each, if more than two; two exchange all they have of a sum at once."""
         return 2 if self.sums else 1
 
 

@@ -1,7 +1,7 @@
 """Devices that run as one: each its shard of whatever the team runs.
 
-A search over teams is one over devices: a team takes as long as its slowest shard and what the shards exchange,
-and a plan of teams is taken apart into one of their devices.
+A search over teams is one over devices: a team takes as long as its slowest shard and what the shards
+exchange, and a plan of teams is taken apart into one of their devices.
 
 Axes as in :mod:`forescale.plan.line`.
 """
@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import permutations
 from math import gcd
 
 import numpy as np
 
 from forescale.core.cluster import Cluster
-from forescale.graph.sharding import Sharded, shard_operators
+from forescale.graph.sharding import Sharded, shard_operators, share_units
 from forescale.plan.evaluation import Pricing
 from forescale.plan.partition_plan import Shard, Stage
 from forescale.plan.problem import Array, MicrobatchCosts, PartitionProblem
@@ -25,7 +26,6 @@ from forescale.plan.workload import Workload
 _MOST_TEAMS = 8
 """Larger teams are as good where there are more devices, and there are fewer ways to use them."""
 _PARTS_PER_DEVICE = 12
-_LEAST_PART = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,17 +66,34 @@ def _team(workload: Workload, devices: tuple[int, ...]) -> Team | None:
 
 def _weights(workload: Workload, devices: Sequence[int], even: Sharded) -> tuple[int, ...]:
     """Sizes of shards that take equally long, with what every shard does whole."""
-    is_split_O = np.zeros(workload.loss + 1, dtype=bool)
-    for origin, fraction in zip(even.origin_O, even.fraction_O, strict=True):
-        is_split_O[origin] |= origin >= 0 and fraction < 1
+    units_O = np.ones(workload.loss + 1, dtype=int)
+    for origin, units in zip(even.origin_O, even.units_O, strict=True):
+        units_O[origin] = units if origin >= 0 else units_O[origin]
     seconds_DO = (workload.forward_s_CDO + workload.backward_s_CDO)[0][list(devices)]
-    split_s_D = seconds_DO[:, is_split_O].sum(axis=1).clip(1e-12)
-    whole_s_D = seconds_DO[:, ~is_split_O].sum(axis=1)
-    # Part p of device d takes whole + p * split; all take as long if p = (together - whole) / split.
-    together_s = (1 + (whole_s_D / split_s_D).sum()) / (1 / split_s_D).sum()
-    part_D = ((together_s - whole_s_D) / split_s_D).clip(_LEAST_PART)
-    sizes = np.rint(part_D / part_D.sum() * _PARTS_PER_DEVICE * len(devices)).clip(1).astype(int).tolist()
-    return tuple(size // gcd(*sizes) for size in sizes)
+    kinds_U = sorted({1, *units_O.tolist()})
+    seconds_UD = np.stack([seconds_DO[:, units_O == units].sum(axis=1) for units in kinds_U])
+
+    def slowest_s(sizes: tuple[int, ...]) -> float:
+        parts = [np.diff(share_units(units, sizes)) / units for units in kinds_U[1:]]
+        return float(
+            (seconds_UD[0] + (seconds_UD[1:] * np.reshape(parts, (-1, len(sizes)))).sum(axis=0)).max()
+        )
+
+    best = (_PARTS_PER_DEVICE,) * len(devices)
+    if (seconds_DO == seconds_DO[0]).all():
+        return (1,) * len(devices)
+    while (better := min(_moved(best), key=slowest_s)) and slowest_s(better) < slowest_s(best):
+        best = better
+    return tuple(size // gcd(*best) for size in best)
+
+
+def _moved(sizes: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The same with some of one shard's size given to another."""
+    for giver, taker in permutations(range(len(sizes)), 2):
+        for size in range(1, sizes[giver]):
+            moved = list(sizes)
+            moved[giver], moved[taker] = sizes[giver] - size, sizes[taker] + size
+            yield tuple(moved)
 
 
 def team_problem(workload: Workload, pricing: Pricing, teams: Sequence[Team]) -> PartitionProblem:

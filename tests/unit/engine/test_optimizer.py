@@ -49,13 +49,28 @@ def test_the_size_of_the_state_is_known(make: Callable[..., Optimizer], ratio: f
 class Lamb(Optimizer):
     """You et al., 2020, without its moments: the step of a parameter is as long as the parameter."""
 
+    def __init__(self, parameters: Any, lr: float = 0.1) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        (group,) = self.param_groups
+        for parameter in group["params"]:
+            parameter.sub_(group["lr"] * parameter.grad * parameter.norm() / parameter.grad.norm())
+
+
+class Flat(Optimizer):
+    """Momentum that is not of the parameter's shape."""
+
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, {})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for parameter in self.param_groups[0]["params"]:
-            parameter.sub_(0.1 * parameter.grad * parameter.norm() / parameter.grad.norm())
+            mean = self.state[parameter].setdefault("mean", torch.zeros_like(parameter).flatten())
+            mean.mul_(0.9).add_(parameter.grad.flatten())
+            parameter.sub_(0.1 * mean.view_as(parameter))
 
 
 def some_by_muon(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -71,10 +86,23 @@ def some_by_muon(parameters: Iterable[nn.Parameter]) -> Optimizer:
         (torch.optim.RMSprop, True),
         (torch.optim.Adagrad, True),
         (torch.optim.Adafactor, False),
+        (Flat, False),
         (Lamb, False),
+        (lambda p: Lamb(p, lr=0.0), False),  # a scheduler will warm it up
         (some_by_muon, False),
     ],
-    ids=["adamw", "amsgrad", "momentum", "rmsprop", "adagrad", "adafactor", "lamb", "muon"],
+    ids=[
+        "adamw",
+        "amsgrad",
+        "momentum",
+        "rmsprop",
+        "adagrad",
+        "adafactor",
+        "flat",
+        "lamb",
+        "lamb at rest",
+        "muon",
+    ],
 )
 def test_whether_parts_of_parameters_may_be_stepped_is_found_by_trying(make: Any, shardable: bool) -> None:
     assert template(make).shardable == shardable

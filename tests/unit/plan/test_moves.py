@@ -8,7 +8,7 @@ from chain_model import GB, ChainCosts, batch, chain_graph
 from forescale.core.cluster import Link
 from forescale.graph.model import Buffer, BufferUpdate, ModelGraph, Parameter
 from forescale.plan.extents import WHOLE, Extent
-from forescale.plan.moves import Move, gradient_sums, held_by, holdings, move_bytes, move_s, moves
+from forescale.plan.moves import Holding, Move, gradient_sums, held_by, holdings, move_bytes, move_s, moves
 from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Shard, Stage
 
 PARAMETER_BYTES = 256 * 256 * 4
@@ -160,3 +160,9 @@ def test_replicas_add_up_the_gradients_of_the_same_parts() -> None:
     assert {one.devices for one in sums} == {("a", "c"), ("b", "d")}
     assert all(one.adding == one.devices and one.extent != WHOLE for one in sums)
     assert len(sums) == 2 * 4
+
+
+def test_replicas_add_up_what_their_shards_hold_whole_shard_by_shard() -> None:
+    held = [Holding(device=device, replica=i // 2) for i, device in enumerate("abcd")]
+    sums = gradient_sums({"p": held})
+    assert [(one.devices, one.adding) for one in sums] == [(("a", "c"),) * 2, (("b", "d"),) * 2]
