@@ -29,6 +29,7 @@ def explain(
     sentences = [
         _bottleneck(plan),
         *_replicas(problem, plan),
+        *_turns(plan),
         *_cuts(problem, plan),
         _microbatch_count(problem, plan, candidates),
         *_alternatives(plan, candidates, even_step_s),
@@ -39,9 +40,13 @@ def explain(
 
 
 def _bottleneck(plan: PartitionPlan) -> str:
-    busy_s, stage = max((s.busy_s, index) for index, s in enumerate(plan.prediction.stages))
-    step_s = plan.prediction.step_s
-    where, share = f"stage {stage} on {plan.stages[stage].device}", f"{_ratio(busy_s, step_s):.0%}"
+    own_s: dict[str, list[float]] = {}
+    for stage, predicted in zip(plan.stages, plan.prediction.stages, strict=True):
+        own_s.setdefault(stage.device, []).append(predicted.busy_s)
+    busy_s, place = max((sum(stages_s), place) for place, stages_s in enumerate(own_s.values()))
+    step_s, device = plan.prediction.step_s, plan.stages[place].device
+    where = f"stage {place} on {device}" if len(own_s[device]) == 1 else device
+    share = f"{_ratio(busy_s, step_s):.0%}"
     return f"A step is predicted to take {spell_time(step_s)}; {where} is the bottleneck, busy {share} of it."
 
 
@@ -62,6 +67,17 @@ def _replicas(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
             f"{spell_bytes(size_bytes)}."
         )
     return sentences
+
+
+def _turns(plan: PartitionPlan) -> list[str]:
+    devices = list(dict.fromkeys(stage.device for stage in plan.stages))
+    chunks = len(plan.stages) // len(devices)
+    if chunks == 1:
+        return []
+    return [
+        f"{' and '.join(devices)} take turns with {chunks} stages each, so that filling and draining take a "
+        "smaller part of the step."
+    ]
 
 
 def _cuts(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
@@ -117,9 +133,10 @@ def _alternatives(
     step_s = plan.prediction.step_s
     found: dict[str, float] = {}
     for candidate in candidates:
-        kind = _kind(candidate.mode.layout.positions_S)
+        kind = _kind(candidate.mode.layout.positions_S, candidate.mode.layout.chunks)
         found[kind] = min(candidate.score, found.get(kind, candidate.score))
-    chosen = _kind(pipeline_positions(plan.stages))
+    chunks = len(plan.stages) // len({stage.device for stage in plan.stages})
+    chosen = _kind(pipeline_positions(plan.stages), chunks)
     tried = [f"{kind}: {_outcome(score)}" for kind, score in found.items() if kind != chosen]
     if even_step_s is not None:
         times = _ratio(even_step_s, step_s)
@@ -146,8 +163,10 @@ def _gradients_apart(problem: PartitionProblem, plan: PartitionPlan) -> list[str
     ]
 
 
-def _kind(positions: Sequence[int]) -> str:
-    """What a plan is in one or two words; replicas have equal positions."""
+def _kind(positions: Sequence[int], chunks: int) -> str:
+    """What a plan is in few words; replicas have equal positions."""
+    if chunks > 1:
+        return f"{chunks} stages on each of {len(positions) // chunks} devices"
     if len(positions) == 1:
         return "one device alone"
     if positions[-1] == 0:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
@@ -28,11 +29,11 @@ class Recorder:
     sends: dict[tuple[int, object], list[int]] = field(default_factory=dict)
     receives: dict[tuple[int, object], list[int]] = field(default_factory=dict)
 
-    def send(self, tensor, to: int, *, back: bool | None = None, tag: int = 0) -> Done:
+    def send(self, tensor, to: int, *, back: bool | None = None, tag: int = 0) -> Any:
         self.sends.setdefault((to, back), []).append(tag)
         return Done()
 
-    def receive(self, tensor, source: int, *, back: bool | None = None, tag: int = 0) -> Done:
+    def receive(self, tensor, source: int, *, back: bool | None = None, tag: int = 0) -> Any:
         self.receives.setdefault((source, back), []).append(tag)
         return Done()
 

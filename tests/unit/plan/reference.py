@@ -210,11 +210,11 @@ class Split:
         of = costs.tensor_bytes
         phases = [phase for phase, _ in self.layout.order(self.schedule, stage)]
         forwards, backwards, weights = (np.cumsum([p is phase for p in phases]) for phase in Phase)
-        ahead = max(forwards - backwards)
-        if weights.any():
-            fixed += max(backwards - weights) * sum(self.deferred_bytes(o) for o in own)
+        running, waiting = forwards - backwards, backwards - weights if weights.any() else 0 * weights
+        deferred = sum(self.deferred_bytes(o) for o in own)
         inputs = sum(of[n] for n in received)
         if self.stages[stage].recompute:
-            return fixed + ahead * (inputs + sum(of[n] for n in sent)) + sum(kept.values()) + loss
+            held = running * (inputs + sum(of[n] for n in sent)) + waiting * deferred
+            return fixed + max(held) + sum(kept.values()) + loss
         outputs = sum(of[n] for n in sent - kept.keys())
-        return fixed + ahead * (inputs + outputs + sum(kept.values()) + loss)
+        return fixed + max(running * (inputs + outputs + sum(kept.values()) + loss) + waiting * deferred)
