@@ -175,6 +175,34 @@ def test_prediction_equals_the_plain_simulation(data) -> None:
         assert predicted.memory_bytes == pytest.approx(reference.memory_bytes(stage), abs=1)
 
 
+@relaxed(40)
+@given(st.data())
+def test_prediction_equals_the_plain_simulation_where_devices_take_turns(data) -> None:
+    request = data.draw(problems(devices=2, most=8))
+    atoms = gather_atoms(request.graph)
+    chunks = data.draw(st.integers(2, 3))
+    assume(len(atoms.members) >= 2 * chunks)
+    order = linear_orders(request.graph, atoms, request.costs[min(request.costs)].tensor_bytes)[0]
+    inner = st.lists(
+        st.integers(1, len(order) - 1), min_size=2 * chunks - 1, max_size=2 * chunks - 1, unique=True
+    )
+    bounds = (0, *sorted(data.draw(inner)), len(order))
+    split = [
+        Stage(
+            device=f"cpu{number % 2}",
+            operators=tuple(sorted(o for atom in order[a:b] for o in atoms.members[atom])),
+            recompute=data.draw(st.booleans()),
+        )
+        for number, (a, b) in enumerate(pairwise(bounds))
+    ]
+    count = data.draw(st.sampled_from(sorted(request.costs)))
+    prediction = predict(request, split, count, Schedule.INTERLEAVED)
+    reference = Split(problem=request, stages=split, count=count, schedule=Schedule.INTERLEAVED)
+    assert prediction.step_s == pytest.approx(reference.step_s())
+    for stage, predicted in enumerate(prediction.stages):
+        assert predicted.memory_bytes == pytest.approx(reference.memory_bytes(stage), abs=1)
+
+
 @relaxed(25)
 @given(problems(devices=2))
 def test_two_stages_are_the_best_of_all(request: PartitionProblem) -> None:

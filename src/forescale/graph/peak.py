@@ -284,7 +284,6 @@ def peak_bytes(
         optimizer_state_ratio: bytes of optimiser state per byte of trainable parameters.
     """
     fixed = stage.state_bytes + optimizer_state_ratio * stage.trainable_bytes + microbatches * stage.fed_bytes
-    fixed += waiting * stage.deferred_bytes
     between = stage.received_bytes + (stage.sent_bytes if recompute else stage.kept_bytes)
     again = stage.forward_bytes if recompute else 0.0
     order = _order(microbatches, in_flight)
@@ -292,13 +291,15 @@ def peak_bytes(
     for position, forward in enumerate(order):
         following = order[position + 1] if position + 1 < len(order) else None
         live = fixed + running * between + min(done, 2) * stage.sent_gradient_bytes
+        live += min(done, max(waiting - 1, 0)) * stage.deferred_bytes
         live += stage.trainable_bytes if done else 0.0
         live += {True: stage.received_bytes, False: stage.received_gradient_bytes, None: 0.0}[following]
         if forward:
             live += stage.received_bytes + stage.forward_bytes
             running += 1
         else:
-            live += max(stage.backward_bytes if done else stage.first_backward_bytes, again)
+            left = stage.deferred_bytes if waiting else 0.0
+            live += max(stage.backward_bytes if done else stage.first_backward_bytes, again, left)
             live += stage.received_bytes - between
             running, done = running - 1, done + 1
         most = max(most, live)

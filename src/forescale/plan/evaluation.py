@@ -127,7 +127,7 @@ def evaluate(
         occupied_s_SSN=traffic.occupied_s_SSN,
         shares_SSN=traffic.shares_SSN,
         exchange_s_SN=traffic.exchange_s_SN,
-        reduction_s_N=_reduction_s_N(pricing, devices_SN),
+        reduction_s_N=_reduction_s_N(pricing, devices_SN[: layout.devices]),
         optimizer_s_SN=optimizer_K.reshape(shape),
     )
     worst_N = excess_SN.max(axis=0)
@@ -193,13 +193,13 @@ def _price(pricing: Pricing, splits: Splits, devices_SN: IntArray, choice: int) 
     )
 
 
-def _reduction_s_N(pricing: Pricing, devices_SN: IntArray) -> Array:
-    """A ring of one number per stage, there and back (Patarasuk and Yuan, 2009); -inf without clipping."""
-    stages, candidates = devices_SN.shape
+def _reduction_s_N(pricing: Pricing, devices_DN: IntArray) -> Array:
+    """A ring of one number per device, there and back (Patarasuk and Yuan, 2009); -inf without clipping."""
+    devices, candidates = devices_DN.shape
     if not pricing.problem.clips_norm:
         return np.full(candidates, -np.inf)
-    slowest_s_N = pricing.latency_s_DD[devices_SN[:, None], devices_SN[None, :]].max(axis=(0, 1))
-    return 2 * (stages - 1) * slowest_s_N
+    slowest_s_N = pricing.latency_s_DD[devices_DN[:, None], devices_DN[None, :]].max(axis=(0, 1))
+    return 2 * (devices - 1) * slowest_s_N
 
 
 def _both_ends(seconds_SSN: Array) -> Array:

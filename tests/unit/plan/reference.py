@@ -86,45 +86,51 @@ class Split:
 
     def step_s(self) -> float:
         count = len(self.stages)
-        orders = [self.layout.order(self.schedule, s) for s in range(count)]
+        names = list(dict.fromkeys(stage.device for stage in self.stages))
+        agendas = [self.layout.agenda(self.schedule, place) for place in range(len(names))]
+        home = [names.index(stage.device) for stage in self.stages]
         runs = self.layout.runs_S
-        done = [0] * count
-        free_s = [0.0] * count
+        done = [0] * len(names)
+        free_s = [0.0] * len(names)
         ready_s: dict[tuple[int, int, int], float] = {}
         link_free_s: dict[tuple[int, int], float] = {}
-        while any(done[s] < len(orders[s]) for s in range(count)):
-            for stage in range(count):
-                if done[stage] == len(orders[stage]):
+        while any(done[d] < len(agendas[d]) for d in range(len(names))):
+            for device, agenda in enumerate(agendas):
+                if done[device] == len(agenda):
                     continue
-                phase, microbatch = orders[stage][done[stage]]
+                stage, phase, microbatch = agenda[done[device]]
+                assert home[stage] == device
                 if phase is Phase.WEIGHT:
-                    free_s[stage] += self.seconds(stage, phase)
-                    done[stage] += 1
+                    free_s[device] += self.seconds(stage, phase)
+                    done[device] += 1
                     continue
                 forward = phase is Phase.FORWARD
                 sources = range(stage) if forward else range(count - 1, stage, -1)
                 sources = [s for s in sources if microbatch in runs[s] and self.sent(s, stage)]
                 if any((s, stage, microbatch) not in ready_s for s in sources):
                     continue
-                time_s = free_s[stage]
+                time_s = free_s[device]
                 for source in sources:
                     time_s = max(time_s, ready_s[source, stage, microbatch])
-                    time_s += self.link(source, stage).occupies_device * self.message_s(source, stage)
+                    time_s += self.occupied_s(source, stage)
                 time_s += self.seconds(stage, phase)
                 for target in range(stage + 1, count) if forward else range(stage - 1, -1, -1):
                     if microbatch not in runs[target] or not self.sent(stage, target):
                         continue
                     ready_s[stage, target, microbatch] = time_s
-                    if self.link(stage, target).occupies_device:
-                        time_s += self.message_s(stage, target)
-                    else:
-                        arrival_s = max(time_s, link_free_s.get((stage, target), 0)) + self.message_s(
-                            stage, target
-                        )
-                        ready_s[stage, target, microbatch] = link_free_s[stage, target] = arrival_s
-                free_s[stage] = time_s
-                done[stage] += 1
-        return self.end_s(free_s)
+                    time_s += self.occupied_s(stage, target)
+                    if self.occupied_s(stage, target) == 0 and home[target] != device:
+                        link = (device, home[target])
+                        arrival_s = max(time_s, link_free_s.get(link, 0)) + self.message_s(stage, target)
+                        ready_s[stage, target, microbatch] = link_free_s[link] = arrival_s
+                free_s[device] = time_s
+                done[device] += 1
+        return self.end_s([free_s[device] for device in home])
+
+    def occupied_s(self, source: int, target: int) -> float:
+        """What a message takes from the devices at both ends."""
+        apart = self.stages[source].device != self.stages[target].device
+        return apart * self.link(source, target).occupies_device * self.message_s(source, target)
 
     def link(self, source: int, target: int):
         return self.problem.cluster.link(self.stages[source].device, self.stages[target].device)
@@ -137,10 +143,12 @@ class Split:
 
     def end_s(self, free_s: list[float]) -> float:
         stages = range(len(self.stages))
-        after_s = []
+        devices = list(dict.fromkeys(stage.device for stage in self.stages))
+        after_s = dict.fromkeys(devices, 0.0)
+        exchange_s = dict.fromkeys(devices, 0.0)
         for stage in stages:
-            time_s = free_s[stage]
-            exchange_s = 0.0
+            device = self.stages[stage].device
+            after_s[device] = max(after_s[device], free_s[stage])
             for other in stages:
                 shared = self.held_parameters(stage) & self.held_parameters(other)
                 size_bytes = sum(
@@ -149,21 +157,21 @@ class Split:
                     / sum(name in self.held_parameters(s) for s in stages)
                     for name in shared
                 )
-                if other != stage and size_bytes:
-                    time_s = max(time_s, free_s[other])
+                if self.stages[other].device != device and size_bytes:
+                    after_s[device] = max(after_s[device], free_s[other])
                     link = self.link(stage, other)
                     sum_s = link.latency_s + link.transfer_s(size_bytes)  # two messages
-                    exchange_s += sum_s * (2 if link.occupies_device else 1)
-            after_s.append(time_s + exchange_s)
+                    exchange_s[device] += sum_s * (2 if link.occupies_device else 1)
+        after_s = {device: time_s + exchange_s[device] for device, time_s in after_s.items()}
         if self.problem.clips_norm:
             latency_s = max(self.link(a, b).latency_s for a in stages for b in stages)
-            after_s = [max(after_s) + 2 * (len(stages) - 1) * latency_s] * len(stages)
-        return max(
-            after_s[s]
-            + self.bytes_of(self.held_parameters(s), trainable=True)
-            * float(self.problem.optimizer_s_per_byte_D[self.device(s)])
-            for s in stages
-        )
+            agreed_s = max(after_s.values()) + 2 * (len(devices) - 1) * latency_s
+            after_s = dict.fromkeys(devices, agreed_s)
+        for stage in stages:
+            updated_bytes = self.bytes_of(self.held_parameters(stage), trainable=True)
+            rate = float(self.problem.optimizer_s_per_byte_D[self.device(stage)])
+            after_s[self.stages[stage].device] += updated_bytes * rate
+        return max(after_s.values())
 
     def deferred_bytes(self, operator: int) -> float:
         """What the gradients of an operator's parameters need, if they are computed apart."""
@@ -202,11 +210,11 @@ class Split:
         of = costs.tensor_bytes
         phases = [phase for phase, _ in self.layout.order(self.schedule, stage)]
         forwards, backwards, weights = (np.cumsum([p is phase for p in phases]) for phase in Phase)
-        ahead = max(forwards - backwards)
-        if weights.any():
-            fixed += max(backwards - weights) * sum(self.deferred_bytes(o) for o in own)
+        running, waiting = forwards - backwards, backwards - weights if weights.any() else 0 * weights
+        deferred = sum(self.deferred_bytes(o) for o in own)
         inputs = sum(of[n] for n in received)
         if self.stages[stage].recompute:
-            return fixed + ahead * (inputs + sum(of[n] for n in sent)) + sum(kept.values()) + loss
+            held = running * (inputs + sum(of[n] for n in sent)) + waiting * deferred
+            return fixed + max(held) + sum(kept.values()) + loss
         outputs = sum(of[n] for n in sent - kept.keys())
-        return fixed + ahead * (inputs + outputs + sum(kept.values()) + loss)
+        return fixed + max(running * (inputs + outputs + sum(kept.values()) + loss) + waiting * deferred)

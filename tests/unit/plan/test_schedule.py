@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from forescale.plan.partition_plan import Schedule
-from forescale.plan.schedule import Layout, Phase, PipelineTimes, deal, schedule_order, simulate_step
+from forescale.plan.schedule import (
+    Layout,
+    Phase,
+    PipelineTimes,
+    deal,
+    interleaved_order,
+    schedule_order,
+    simulate_step,
+)
 
 F, B, W = Phase.FORWARD, Phase.BACKWARD, Phase.WEIGHT
 
@@ -149,6 +157,46 @@ def test_tied_gradients_are_summed_after_the_last_holder() -> None:
     apart = times([1.0, 1.0], [1.0, 1.0], wire_s=0.0)
     tied = replace(apart, shares_SSN=~np.eye(2, dtype=bool)[..., None], exchange_s_SN=np.full((2, 1), 0.5))
     assert step_s(Schedule.GPIPE, 1, tied) == pytest.approx(4.5)
+
+
+def test_devices_that_take_turns_work_in_the_published_order() -> None:
+    """Narayanan et al., SC 2021, figure 4, for two devices with two stages each: 0, 2 and 1, 3."""
+    assert interleaved_order(0, 2, 2, 4) == (
+        *((0, F, 0), (0, F, 1), (2, F, 0), (2, F, 1)),
+        *((0, F, 2), (2, B, 0), (0, F, 3), (2, B, 1), (2, F, 2), (0, B, 0), (2, F, 3), (0, B, 1)),
+        *((2, B, 2), (2, B, 3), (0, B, 2), (0, B, 3)),
+    )
+    assert interleaved_order(1, 2, 2, 4) == (
+        *((1, F, 0), (1, F, 1)),
+        *((3, F, 0), (3, B, 0), (3, F, 1), (3, B, 1), (1, F, 2), (1, B, 0), (1, F, 3), (1, B, 1)),
+        *((3, F, 2), (3, B, 2), (3, F, 3), (3, B, 3), (1, B, 2), (1, B, 3)),
+    )
+
+
+@pytest.mark.parametrize("devices", [2, 3, 4])
+@pytest.mark.parametrize("chunks", [2, 3])
+@pytest.mark.parametrize("microbatches", [1, 2, 3, 4, 5, 7, 8, 11])
+def test_turns_end_with_every_task_done_once(devices: int, chunks: int, microbatches: int) -> None:
+    layout = Layout.pipeline(devices * chunks, microbatches, chunks)
+    done = [layout.agenda(Schedule.INTERLEAVED, device) for device in range(devices)]
+    for device, agenda in enumerate(done):
+        every = [(s, p, m) for s in layout.stages_of(device) for p in (F, B) for m in range(microbatches)]
+        assert sorted(agenda) == sorted(every)
+    stages = devices * chunks
+    even = times([1.0] * stages, [2.0] * stages, wire_s=0.0)
+    # No task may wait for ever, and each device has work for all the time it does not wait.
+    took_s = simulate_step(Schedule.INTERLEAVED, layout, even)
+    work_s = 3.0 * chunks * microbatches
+    assert took_s >= work_s
+    if microbatches % devices == 0:
+        # Table in section 2.2: the bubble of 1F1B, (p - 1)(F + B) of a whole device, divided by the chunks.
+        assert took_s == pytest.approx(work_s + 3.0 * (devices - 1))
+
+
+def test_stages_of_one_device_share_its_time_and_its_update() -> None:
+    alone = times([1.0, 1.0], [2.0, 2.0], wire_s=0.0, optimizer_s=(0.5, 0.5))
+    layout = Layout(microbatches=2, positions_S=(0, 1), runs_S=((0, 1), (0, 1)), chunks=2)
+    assert simulate_step(Schedule.INTERLEAVED, layout, alone) == pytest.approx(2 * 6 + 2 * 0.5)
 
 
 def test_candidates_do_not_influence_each_other() -> None:

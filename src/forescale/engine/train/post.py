@@ -4,13 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch.distributed import Work
 
-from forescale.engine.train.peers import Peers
-
 Binding = Mapping[str, int]
+
+
+class Connections(Protocol):
+    """What the post needs of :class:`forescale.engine.train.peers.Peers`."""
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def send(self, tensor: torch.Tensor, to: int, *, back: bool | None = None, tag: int = 0) -> Work: ...
+
+    def receive(
+        self, tensor: torch.Tensor, source: int, *, back: bool | None = None, tag: int = 0
+    ) -> Work: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +57,7 @@ class Post:
 
     def __init__(
         self,
-        peers: Peers,
+        peers: Connections,
         *,
         names: Iterable[str],
         shapes: Mapping[str, Callable[[Binding], list[int]]],
