@@ -41,11 +41,8 @@ def explain(
     sentences = [
         _bottleneck(plan),
         *_replicas(problem, plan),
-<<<<<<< HEAD
         *_shards(problem, plan),
-=======
         *_turns(plan),
->>>>>>> schedules
         *_cuts(problem, plan),
         _microbatch_count(problem, plan, candidates),
         *_alternatives(plan, candidates, even_step_s, split),
@@ -87,7 +84,6 @@ def _replicas(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
     return sentences
 
 
-<<<<<<< HEAD
 def _shards(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
     """Of every stage that several devices split between them, what each has of it and what that costs."""
     graph, sentences = problem.graph, list[str]()
@@ -113,7 +109,8 @@ def _shards(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
 
 def _parameters(graph: ModelGraph, stage: Stage) -> list[Parameter]:
     return [graph.parameters[n] for n in {n for o in stage.operators for n in graph.operators[o].parameters}]
-=======
+
+
 def _turns(plan: PartitionPlan) -> list[str]:
     devices = list(dict.fromkeys(stage.device for stage in plan.stages))
     chunks = len(plan.stages) // len(devices)
@@ -123,7 +120,6 @@ def _turns(plan: PartitionPlan) -> list[str]:
         f"{' and '.join(devices)} take turns with {chunks} stages each, so that filling and draining take a "
         "smaller part of the step."
     ]
->>>>>>> schedules
 
 
 def _cuts(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
@@ -184,12 +180,8 @@ def _alternatives(
     for candidate in candidates:
         kind = _kind(candidate.mode.layout.positions_S, candidate.mode.layout.chunks)
         found[kind] = min(candidate.score, found.get(kind, candidate.score))
-<<<<<<< HEAD
-    chosen = _kind(pipeline_positions(plan.stages)) if plan is not split else ""
-=======
     chunks = len(plan.stages) // len({stage.device for stage in plan.stages})
-    chosen = _kind(pipeline_positions(plan.stages), chunks)
->>>>>>> schedules
+    chosen = _kind(pipeline_positions(plan.stages), chunks) if plan is not split else ""
     tried = [f"{kind}: {_outcome(score)}" for kind, score in found.items() if kind != chosen]
     if split is not None and plan is not split:
         tried.append(f"operators split, {spell_places(split)}: {spell_time(split.prediction.step_s)}")

@@ -99,9 +99,12 @@ def perceptron_problem(
         binding = {"rows": rows // count}
         cost = table(binding)
         loss_s_D = slowness_D1[:, 0] * loss_s / count
+        backward_s_DO = slowness_D1 * cost.backward_flops_O / flops_per_s
         return MicrobatchCosts(
             forward_s_DO=slowness_D1 * cost.forward_flops_O / flops_per_s,
-            backward_s_DO=slowness_D1 * cost.backward_flops_O / flops_per_s,
+            backward_s_DO=backward_s_DO,
+            input_s_DO=backward_s_DO,
+            weight_s_DO=np.zeros_like(backward_s_DO),
             loss_forward_s_D=loss_s_D,
             loss_backward_s_D=loss_s_D,
             tensor_bytes={
@@ -109,7 +112,7 @@ def perceptron_problem(
             },
             saved_bytes_R=np.array([float(evaluate(s.size_bytes, binding)) for s in graph.saved]),
             workspace_bytes_O=np.array(
-                [4.0 * prod(graph.tensors[o.name].shape[1:]) for o in graph.operators]
+                [4.0 * prod(map(int, graph.tensors[o.name].shape[1:])) for o in graph.operators]
             ),
             loss_saved_bytes=32.0 / count,
         )

@@ -57,6 +57,7 @@ class ShardedSplit(Split):
                 if (kind == "spread") != (phase is Phase.BACKWARD) or kind == operator.target:
                     continue
                 (name,) = operator.outputs
+                assert name is not None
                 elements = prod(evaluate(size, binding) for size in shard.graph.tensors[name].shape)
                 for other in (k for k in team if k != member):
                     link = self.link(member, other)
