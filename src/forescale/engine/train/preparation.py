@@ -21,14 +21,13 @@ def compile_for(
 ) -> tuple[CompiledStage, ...]:
     """The stages of ``plan`` that run on ``device``; none if it is idle."""
     captured = assignment.captured
-    compiled: list[CompiledStage] = []
-    for index, stage in enumerate(plan.stages):
-        if stage.device == device:
-            ranks = [assignment.ranks[shard.device] for shard in shards_with(plan.stages, index)]
-            collectives = Shards(ranks, peers, stopwatch).operators()
-            modules = {**captured.modules, **collectives}
-            compiled.append(compile_stage(captured.graph, plan, index, peers.device, modules))
-    return tuple(compiled)
+
+    def compiled(index: int) -> CompiledStage:
+        ranks = [assignment.ranks[shard.device] for shard in shards_with(plan.stages, index)]
+        modules = {**captured.modules, **Shards(ranks, peers, stopwatch).operators()}
+        return compile_stage(captured.graph, plan, index, peers.device, modules)
+
+    return tuple(compiled(index) for index, stage in enumerate(plan.stages) if stage.device == device)
 
 
 class Preparation:

@@ -319,13 +319,9 @@ class StageExecutor:
                 tensor = inputs[name]
                 gradient = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
                 letter = Letter(name=name, reader=self._place, microbatch=index, back=True)
-                works = [
-                    work
-                    for rank in self._ranks_at(position, index)
-                    for work in self._post.send(letter, gradient, rank)
-                ]
-                self._gradient_sends += works
-                sent += len(works)
+                for rank in self._ranks_at(position, index):
+                    self._gradient_sends += self._post.send(letter, gradient, rank)
+                    sent += 1
             # Where devices take turns, a reader may be waiting for what this one does next.
             if self._layout.chunks == 1:
                 self._finish_sends(self._gradient_sends, leave=_SENDING * sent)
