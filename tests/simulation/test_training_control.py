@@ -23,7 +23,7 @@ def sizes(run: SimulatedRun) -> list[list[int]]:
 
 
 def best_static_s(run_steps: range, costs: ChainCosts, speeds: dict[str, float], length: int) -> float:
-    planner = Planner(costs)
+    planner = Planner(costs, max_chunks=1)
     return planner.best(batch(length), speeds).prediction.step_s * len(run_steps)
 
 
@@ -128,7 +128,7 @@ def test_device_that_was_dropped_and_recovers_is_used_again() -> None:
     assert 150 < run.repartitions[1].step <= 165
     assert len(run.repartitions) == 2
     assert run.state.plan is not None
-    quickest_s = Planner(ChainCosts()).best(batch(128), {}).prediction.step_s
+    quickest_s = Planner(ChainCosts(), max_chunks=1).best(batch(128), {}).prediction.step_s
     assert run.state.plan.prediction.step_s == pytest.approx(quickest_s, rel=0.03)
 
 
@@ -170,7 +170,7 @@ def test_longer_batches_find_their_plan_in_force() -> None:
     assert isinstance(command, Repartition)
     assert command.before_step == 40
     assert "batches of 8 × 512 × 16 (t0) from step 40 on" in command.reason
-    planner = Planner(ChainCosts())
+    planner = Planner(ChainCosts(), max_chunks=1)
     best_s = planner.best(batch(512), {}).prediction.step_s
     assert run.state.plan is not None
     assert planner.prediction(run.state.plan, batch(512), {}).step_s == pytest.approx(best_s, rel=0.01)
@@ -237,7 +237,7 @@ def test_without_adaptation_nothing_is_commanded() -> None:
 
 def test_record_is_explained_exactly_and_another_policy_decides_otherwise() -> None:
     run = train(200, speeds=lambda step: {"cpu1": 0.4} if step >= 60 else {}, noise=NOISY)
-    planner = Planner(ChainCosts())
+    planner = Planner(ChainCosts(), max_chunks=1)
     report = replay(run.records, planner)
     assert report.identical
     assert list(report.decisions) == run.decisions

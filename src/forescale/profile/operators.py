@@ -3,7 +3,8 @@
 Operators run one by one in captured order with gradients recorded. In the backward a hook in front of
 every autograd node takes the time, so sums of gradients and accumulation into parameters are in it, and
 caches are as warm or cold as they are in training. Passes without hooks alternate with these and give the
-totals to which the operators' seconds are scaled.
+totals to which the operators' seconds are scaled. Where gradients of parameters can be computed apart, a
+third sort of pass does that, after the rest of the backward, and times both parts.
 
 Axes: O = operator.
 """
@@ -21,6 +22,7 @@ from torch import nn
 
 from forescale.core.clock import Clock, SystemClock
 from forescale.graph.capture import CapturedModel
+from forescale.graph.deferral import Deferral
 from forescale.graph.program import Program, Reseed, compile_program
 from forescale.profile.measurement import Array, OperatorMeasurement
 
@@ -66,10 +68,14 @@ def _seed(operator: int) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pass:
-    """Seconds of one pass; the loss is the entry behind the last operator's."""
+    """Seconds of one pass; the loss is the entry behind the last operator's.
+
+    ``weight_s_O``: gradients of parameters that were computed after the backward.
+    """
 
     forward_s_O: Array
     backward_s_O: Array
+    weight_s_O: Array
 
 
 class _Passes:
@@ -93,10 +99,16 @@ class _Passes:
         self._state = _own_state(captured, device)
         indices = range(len(self._graph.operators))
         outputs = [[name for name in operator.outputs if name] for operator in self._graph.operators]
-        self._programs = [
-            compile_program(self._graph, [index], outputs[index], device, captured.modules)
-            for index in indices
-        ]
+        self._deferral = Deferral()
+        wraps = self._deferral.wraps(self._graph, indices)
+        self._programs, self._splitting = (
+            [
+                compile_program(self._graph, [index], outputs[index], device, captured.modules, wrapped)
+                for index in indices
+            ]
+            for wrapped in (None, wraps)
+        )
+        self._split_O = np.isin(indices, list(wraps))
         self._whole = compile_program(self._graph, indices, self._graph.outputs, device, captured.modules)
         last_use = {
             name: index
@@ -111,25 +123,43 @@ class _Passes:
     def measure(self, budget_s: float) -> OperatorMeasurement:
         saved_bytes = self._loss_saved_bytes()  # also the warm-up
         hooked: list[_Pass] = []
+        split: list[_Pass] = []
         plain: list[tuple[float, float]] = []
         started = self._clock.monotonic_s()
         while len(plain) < MOST_PASSES:
             if len(plain) >= LEAST_PASSES and self._clock.monotonic_s() - started > budget_s:
                 break
             plain.append(self._plain_pass())
-            hooked.append(self._hooked_pass())
+            hooked.append(self._hooked_pass(self._programs))
+            if self._split_O.any():
+                split.append(self._hooked_pass(self._splitting))
         forward_s_O = np.median([p.forward_s_O for p in hooked], axis=0)
         backward_s_O = np.median([p.backward_s_O for p in hooked], axis=0)
         forward_s_O *= median(forward_s for forward_s, _ in plain) / forward_s_O.sum()
         backward_s_O *= median(backward_s for _, backward_s in plain) / max(backward_s_O.sum(), 1e-12)
+        input_s_O, weight_s_O = self._parts(hooked, split, backward_s_O[:-1])
         return OperatorMeasurement(
             binding=dict(self._binding),
             forward_s_O=forward_s_O[:-1],
             backward_s_O=backward_s_O[:-1],
+            input_s_O=input_s_O,
+            weight_s_O=weight_s_O,
             loss_forward_s=float(forward_s_O[-1]),
             loss_backward_s=float(backward_s_O[-1]),
             loss_saved_bytes=saved_bytes,
         )
+
+    def _parts(
+        self, hooked: Sequence[_Pass], split: Sequence[_Pass], backward_s_O: Array
+    ) -> tuple[Array, Array]:
+        """The backwards in two parts; what splitting costs, in the forward too, is in the first."""
+        if not split:
+            return backward_s_O, np.zeros_like(backward_s_O)
+        scale = backward_s_O.sum() / max(np.median([p.backward_s_O[:-1].sum() for p in hooked]), 1e-12)
+        first_s_O = np.median([p.forward_s_O + p.backward_s_O for p in split], axis=0)[:-1]
+        first_s_O -= np.median([p.forward_s_O for p in hooked], axis=0)[:-1]
+        weight_s_O = np.median([p.weight_s_O for p in split], axis=0)[:-1]
+        return np.where(self._split_O, np.maximum(first_s_O, 0.0) * scale, backward_s_O), weight_s_O * scale
 
     def _now_s(self) -> float:
         if self._device.type == "cuda":
@@ -149,12 +179,12 @@ class _Passes:
         loss.backward()
         return between - before, self._now_s() - between
 
-    def _hooked_pass(self) -> _Pass:
+    def _hooked_pass(self, programs: Sequence[Program]) -> _Pass:
         count = len(self._graph.operators)
         forward_s_O = np.zeros(count + 1)
         owners: dict[Any, int] = {}
         values = dict(self._inputs)
-        for index, program in enumerate(self._programs):
+        for index, program in enumerate(programs):
             state = [self._state[name] for name in program.state]
             inputs = [values[name] for name in program.inputs]
             sizes = program.sizes(self._binding)
@@ -172,7 +202,8 @@ class _Passes:
         forward_s_O[count] = self._now_s() - before
         del values, output
         _own_nodes([loss], count, owners)
-        return _Pass(forward_s_O=forward_s_O, backward_s_O=self._timed_backward(loss, owners))
+        backward_s_O = self._timed_backward(loss, owners)
+        return _Pass(forward_s_O=forward_s_O, backward_s_O=backward_s_O, weight_s_O=self._timed_weights())
 
     def _timed_backward(self, loss: torch.Tensor, owners: Mapping[Any, int]) -> Array:
         """From the start of one autograd node to the start of the next: work, gradient sums, accumulation."""
@@ -191,6 +222,14 @@ class _Passes:
         for (owner, start), (_, end) in zip(starts, [*starts[1:], (0, after)], strict=True):
             backward_s_O[owner] += end - start
         return backward_s_O
+
+    def _timed_weights(self) -> Array:
+        weight_s_O = np.zeros(len(self._graph.operators) + 1)
+        for rest in self._deferral.take():
+            before = self._now_s()
+            rest.accumulate()
+            weight_s_O[rest.operator] += self._now_s() - before
+        return weight_s_O
 
     def _loss_saved_bytes(self) -> float:
         """Memory the loss keeps for its backward beside the model's outputs; runs one whole pass."""

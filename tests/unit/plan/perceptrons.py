@@ -102,6 +102,8 @@ def perceptron_problem(
         return MicrobatchCosts(
             forward_s_DO=slowness_D1 * cost.forward_flops_O / flops_per_s,
             backward_s_DO=slowness_D1 * cost.backward_flops_O / flops_per_s,
+            input_s_DO=slowness_D1 * cost.backward_flops_O / flops_per_s,
+            weight_s_DO=np.zeros((len(speeds), len(graph.operators))),
             loss_forward_s_D=loss_s_D,
             loss_backward_s_D=loss_s_D,
             tensor_bytes={

@@ -69,6 +69,16 @@ def test_every_operator_with_a_gradient_has_a_backward(captured: CapturedModel) 
             assert measured.backward_s_O[operator.index] == 0
 
 
+def test_gradients_of_parameters_are_timed_apart_where_they_can_be(captured: CapturedModel) -> None:
+    measured = measure_operators(captured, [torch.randn(6, 8)], loss, clock=Ticks(), budget_s=0.0)
+    for operator in captured.graph.operators:
+        apart = operator.target == "aten.linear.default"
+        assert (measured.weight_s_O[operator.index] > 0) == apart
+        if not apart:
+            assert measured.input_s_O[operator.index] == measured.backward_s_O[operator.index]
+    assert (measured.input_s_O[measured.weight_s_O > 0] > 0).all()
+
+
 def test_measuring_leaves_no_trace(captured: CapturedModel) -> None:
     before = {name: value.clone() for name, value in captured.state.items()}
     measure_operators(captured, [torch.randn(6, 8)], loss, clock=SystemClock(), budget_s=0.0)
