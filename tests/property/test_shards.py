@@ -107,6 +107,6 @@ def test_shards_are_as_good_as_any_weights(request: PartitionProblem) -> None:
     whole = partition(request, max_shards=1)
     best_s = min(*alternatives, whole.prediction.step_s)
     plan = partition(request)
-    assert plan.prediction.step_s <= best_s * 1.03
+    assert plan.prediction.step_s <= best_s * 1.06  # what gains less than 3 % is not split
     again = predict(request, plan.stages, plan.microbatches, plan.schedule)
     assert again.step_s == pytest.approx(plan.prediction.step_s)

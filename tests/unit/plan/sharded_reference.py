@@ -56,8 +56,7 @@ class ShardedSplit(Split):
                 kind = operator.target.removeprefix("collective:")
                 if (kind == "spread") != (phase is Phase.BACKWARD) or kind == operator.target:
                     continue
-                (name,) = operator.outputs
-                assert name is not None
+                name = operator.name
                 elements = prod(evaluate(size, binding) for size in shard.graph.tensors[name].shape)
                 for other in (k for k in team if k != member):
                     link = self.link(member, other)
