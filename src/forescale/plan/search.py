@@ -22,6 +22,7 @@ from forescale.plan.interval import IntervalProgram
 from forescale.plan.line import Line, Splits, cut
 from forescale.plan.partition_plan import Schedule
 from forescale.plan.problem import Array
+from forescale.plan.regrouping import regroupings
 from forescale.plan.replicas import share_out
 from forescale.plan.schedule import Layout, deal
 from forescale.plan.workload import IntArray, Workload
@@ -39,6 +40,8 @@ _MOST_PATTERNED = 4
 """Devices up to which all patterns are tried."""
 _MOST_ARRANGED = 8
 """Devices up to which all orders are tried in which they may stand, if those are not too many."""
+_MOST_REGROUPED, _REGROUPED, _MOST_REGROUPINGS = 16, 3, 64
+"""Devices up to which they are moved between groups, of how many candidates, and how many such moves."""
 _MOST_SCHEDULED = 6
 """Proposals for more devices that are simulated with all schedules."""
 _MOST_PAIRS = 1_000_000
@@ -100,7 +103,45 @@ class Search:
         for _, proposal in first[:_MOST_SCHEDULED]:
             others = self._orders(proposal.pattern, self.workload.counts[proposal.choice])[1:]
             found += [self._simulated(proposal, schedule) for schedule in others]
+        if self.order is None and most_stages <= _MOST_REGROUPED:
+            found.sort(key=lambda candidate: candidate.score)
+            found += [
+                self._regroup(candidate, most_stages, most_replicas) for candidate in found[:_REGROUPED]
+            ]
         return sorted(found, key=lambda candidate: len(candidate.devices))
+
+    def _regroup(self, candidate: Candidate, most_stages: int, most_replicas: int) -> Candidate:
+        """With devices moved between groups while the step gets shorter, and the line cut anew."""
+        classes = self._device_classes()
+        while True:
+            found = [candidate]
+            changed = regroupings(candidate.devices, candidate.mode.layout.positions_S, classes)
+            for groups in islice(changed, _MOST_REGROUPINGS):
+                pattern = tuple(map(len, groups))
+                if max(pattern) <= most_replicas and sum(pattern) <= most_stages:
+                    found += self._cut_anew(candidate, pattern, tuple(d for group in groups for d in group))
+            best = min(found, key=lambda other: other.score)
+            if best.score >= candidate.score * _SHORTER:
+                return candidate
+            candidate = best
+
+    def _cut_anew(self, candidate: Candidate, pattern: Pattern, devices: tuple[int, ...]) -> list[Candidate]:
+        """The best cuts that are proposed for a pattern; none if a device would get no microbatch."""
+        layout = self._layout(pattern, devices, candidate.mode.choice)
+        line = self.lines[candidate.line]
+        if layout is None or len(pattern) > line.length:
+            return []
+        mode = replace(candidate.mode, layout=layout)
+        bounds_BN = self._program(line).propose(devices, mode)
+        bounds_BN[-1] = line.length + 1
+        splits = cut([line], [np.unique(bounds_BN, axis=1)], layout.positions_S)
+        devices_SN = np.repeat(np.array(devices)[:, None], len(splits.line_N), axis=1)
+        return [replace(self._best(splits, devices_SN, mode), line=candidate.line)]
+
+    def _program(self, line: Line) -> IntervalProgram:
+        if id(line) not in self.programs:
+            self.programs[id(line)] = IntervalProgram(line, self.pricing)
+        return self.programs[id(line)]
 
     def _simulated(self, proposal: Proposal, schedule: Schedule) -> Candidate:
         layout = self._layout(proposal.pattern, proposal.devices, proposal.choice)
@@ -206,9 +247,7 @@ class Search:
         bounds: list[IntArray] = []
         pairs: list[IntArray] = []
         for line in self.lines:
-            if id(line) not in self.programs:
-                self.programs[id(line)] = IntervalProgram(line, self.pricing)
-            program = self.programs[id(line)]
+            program = self._program(line)
             proposed = [program.propose(devices, mode) for _, devices, mode in asked]
             sequence_N = np.repeat([number for number, _, _ in asked], proposed[0].shape[1])
             proposed_BN = np.concatenate(proposed, axis=1)
