@@ -27,7 +27,7 @@ from forescale.plan.line import Line
 from forescale.plan.partition_plan import Schedule
 from forescale.plan.problem import Array
 from forescale.plan.replicas import share_out
-from forescale.plan.schedule import Layout, deal
+from forescale.plan.schedule import in_flight
 from forescale.plan.workload import IntArray, Workload
 
 _SIZES = (*range(1, 9), 12, 16, 24, 32, 48, 64, 96, 128)
@@ -95,11 +95,11 @@ def propose_groups(
     Args:
         rows: positions of the devices in the cluster, in the orders in which groups may stand.
     """
-    # The lines that cuts would send the fewest bytes over.
+    # Those whose cuts send the fewest bytes.
     narrow = sorted(range(len(lines)), key=lambda index: float(lines[index].crossing_bytes_P().sum()))
     found: list[Proposal] = []
     plain: list[Proposal] = []
-    for line in narrow[:_MOST_LINES]:
+    for line in narrow[: _MOST_LINES if len(rows[0]) <= _FEW_DEVICES else 1]:
         for row in rows:
             program = GroupProgram(line, lines[line], pricing, row, schedule)
             counts = range(len(lines[line].workload.counts))
@@ -182,11 +182,11 @@ class GroupProgram:
             return None
         before = self._row[first - 1] if first else None
         after = self._row[first + size] if used > size else None
-        in_flight: Sequence[int] = [1] * size
-        if not self._is_ample(choice):
-            in_flight = _in_flight(self._schedule, shares, used - size, count)
+        # Nothing comes back to the last stage.
+        ahead = 1 if used == size else in_flight(self._schedule, used - 1, count)
         members: dict[_Member, tuple[int, int, int]] = {}
-        for device, held, share in zip(devices, in_flight, shares, strict=True):
+        for device, share in zip(devices, shares, strict=True):
+            held = 0 if self._is_ample(choice) else -(-ahead * share // count)
             links = (self._link(device, before), self._link(device, after))
             members[self._kind_D[device], held, share, links] = (device, held, share)
         key = (size, frozenset(members), self._unit_s_DD[np.ix_(devices, devices)].max())
@@ -205,9 +205,9 @@ class GroupProgram:
         count = self._workload.counts[choice]
         loads: list[Array] = []
         latencies: list[Array] = []
-        for device, in_flight, share in members:
+        for device, held, share in members:
             time_K, wire_K, excess_K = self._intervals.alone(
-                device, beside=beside, choice=choice, microbatches=count, in_flight=in_flight
+                device, beside=beside, choice=choice, microbatches=count, in_flight=held
             )
             loads.append(time_K * (share / count) + excess_K)
             latencies.append(time_K + wire_K)
@@ -317,19 +317,6 @@ def _cheapest(steps: Sequence[Sequence[_Group]], bound_s_T11: Array) -> list[_Ch
 @lru_cache(maxsize=4096)
 def _shared_out(seconds: tuple[float, ...], microbatches: int) -> tuple[int, ...]:
     return share_out(np.array(seconds), microbatches)
-
-
-@lru_cache(maxsize=4096)
-def _in_flight(
-    schedule: Schedule, shares: tuple[int, ...], behind: int, microbatches: int
-) -> tuple[int, ...]:
-    """Most microbatches in flight on each of a stage's devices, with so many devices behind them."""
-    layout = Layout(
-        microbatches=microbatches,
-        positions_S=(0,) * len(shares) + (1,) * behind,
-        runs_S=(*deal(shares, microbatches), *((tuple(range(microbatches)),) * behind)),
-    )
-    return tuple(layout.in_flight(schedule, stage) for stage in range(len(shares)))
 
 
 def device_kinds(workload: Workload, pricing: Pricing) -> list[int]:

@@ -260,6 +260,8 @@ def cut(lines: Sequence[Line], bounds: Sequence[IntArray], positions: Sequence[i
         _cut(index, line, bounds_BN, positions_S)
         for index, (line, bounds_BN) in enumerate(zip(lines, bounds, strict=True))
     ]
+    if len(parts) == 1:
+        return parts[0]
     stages = len(positions_S)
 
     def joined(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:

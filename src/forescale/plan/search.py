@@ -42,9 +42,9 @@ _MOST_ARRANGED = 8
 """Devices up to which all orders are tried in which they may stand, if those are not too many."""
 _MOST_REGROUPED, _REGROUPED, _MOST_REGROUPINGS = 16, 3, 64
 """Devices up to which they are moved between groups, of how many candidates, and how many such moves."""
-_MOST_SCHEDULED = 6
-"""Proposals for more devices that are simulated with all schedules."""
-_MOST_PAIRS = 1_000_000
+_FEWEST_SCHEDULED, _SCHEDULED_DEVICES = 6, 400
+"""Proposals that are simulated with all schedules, or if that is more, as many as have so many devices."""
+_MOST_PAIRS = 500_000
 """Pairs of stages of all candidates that are simulated together."""
 
 Pattern = tuple[int, ...]
@@ -100,7 +100,8 @@ class Search:
         first = [(self._simulated(proposal, self.schedules[0]), proposal) for proposal in proposals]
         first.sort(key=lambda pair: pair[0].score)
         found = [candidate for candidate, _ in first]
-        for _, proposal in first[:_MOST_SCHEDULED]:
+        most = max(_FEWEST_SCHEDULED, _SCHEDULED_DEVICES // most_stages)
+        for _, proposal in first[:most]:
             others = self._orders(proposal.pattern, self.workload.counts[proposal.choice])[1:]
             found += [self._simulated(proposal, schedule) for schedule in others]
         if self.order is None and most_stages <= _MOST_REGROUPED:
