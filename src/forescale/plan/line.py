@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,9 @@ from forescale.plan.problem import Array
 from forescale.plan.workload import Incidence, IntArray, Workload
 
 Mask = npt.NDArray[np.bool_]
+
+_MANY_INTERVALS = 64
+"""Intervals beyond which it pays to look for equal ones, and to put items together first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,34 +65,37 @@ class Touches:
         return (source_E1 >= start_K) & (source_E1 < end_K)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Reaches:
-    """Bytes by where they begin and where they are needed last: pairs X of positions, each once.
+    """Bytes of items I by where they begin and where they are needed last."""
 
-    On a coarse line, and where blocks are short, items that reach from one position to the same other one
-    are many.
-    """
-
-    begin_X1: IntArray
-    end_X1: IntArray
-    bytes_CX: Array
-
-    @classmethod
-    def of(cls, begin_I: IntArray, end_I: IntArray, bytes_CI: Array) -> Reaches:
-        size = int(end_I.max(initial=0)) + 1
-        key_X, index_I = np.unique(begin_I * size + end_I, return_inverse=True)
-        begin_X, end_X = np.divmod(key_X, size)
-        bytes_CX = np.stack([sums(index_I, bytes_I, len(key_X)) for bytes_I in bytes_CI])
-        return cls(begin_X1=begin_X[:, None], end_X1=end_X[:, None], bytes_CX=bytes_CX)
+    begin_I: IntArray
+    end_I: IntArray
+    bytes_CI: Array
 
     def inside(self, start_K: IntArray, end_K: IntArray) -> Array:
         """Of what begins and is needed last in an interval."""
-        return self.bytes_CX @ ((self.begin_X1 >= start_K) & (self.end_X1 < end_K)).astype(float)
+        its = self._for(start_K)
+        inside_IK = (its.begin_I[:, None] >= start_K) & (its.end_I[:, None] < end_K)
+        return its.bytes_CI @ inside_IK.astype(float)
 
     def leaving(self, start_K: IntArray, end_K: IntArray) -> Array:
         """Of what begins in an interval and is needed behind it."""
-        begins_XK = (self.begin_X1 >= start_K) & (self.begin_X1 < end_K)
-        return self.bytes_CX @ (begins_XK & (self.end_X1 >= end_K)).astype(float)
+        its = self._for(start_K)
+        begins_IK = (its.begin_I[:, None] >= start_K) & (its.begin_I[:, None] < end_K)
+        return its.bytes_CI @ (begins_IK & (its.end_I[:, None] >= end_K)).astype(float)
+
+    def _for(self, start_K: IntArray) -> Reaches:
+        return self._merged if len(start_K) > _MANY_INTERVALS else self
+
+    @cached_property
+    def _merged(self) -> Reaches:
+        """With one item for all that reach from one position to the same other: on a coarse line, many do."""
+        size = int(self.end_I.max(initial=0)) + 1
+        keys, index_I = np.unique(self.begin_I * size + self.end_I, return_inverse=True)
+        begin_I, end_I = np.divmod(keys, size)
+        bytes_CI = np.stack([sums(index_I, bytes_I, len(keys)) for bytes_I in self.bytes_CI])
+        return Reaches(begin_I=begin_I, end_I=end_I, bytes_CI=bytes_CI)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,10 +154,11 @@ class Line:
         self._last_I = _per_item(np.maximum, tensors.item_E, self.position_O[tensors.operator_E])
         need_I = np.append(need_R, length + 1)[workload.storage_of_I]
         need_I[workload.storage_of_I < 0] = length + 1
-        self._kept = Reaches.of(maker_R, need_R, workload.saved_bytes_CI)
-        self._sent = Reaches.of(self._source_I, self._last_I, workload.message_bytes_CI)
+        self._kept = Reaches(begin_I=maker_R, end_I=need_R, bytes_CI=workload.saved_bytes_CI)
+        message_bytes_CI = workload.message_bytes_CI
+        self._sent = Reaches(begin_I=self._source_I, end_I=self._last_I, bytes_CI=message_bytes_CI)
         last_unkept_I = np.minimum(self._last_I, need_I)
-        self._sent_only = Reaches.of(self._source_I, last_unkept_I, workload.message_bytes_CI)
+        self._sent_only = Reaches(begin_I=self._source_I, end_I=last_unkept_I, bytes_CI=message_bytes_CI)
 
     def crossing_bytes_P(self) -> Array:
         """Bytes that a cut before each position 0 … P would send of the largest microbatch."""
@@ -280,8 +288,11 @@ def _cut(index: int, line: Line, bounds_BN: IntArray, positions_S: IntArray) -> 
     bytes_CSSN, messages_SSN = _exchanged(line, bounds_BN)
     start_K, end_K = bounds_BN[:-1][positions_S].ravel(), bounds_BN[1:][positions_S].ravel()
     # Replicas, and candidates that differ in one boundary, have most intervals in common.
-    key_K, index_K = np.unique(start_K * (line.length + 2) + end_K, return_inverse=True)
-    spans = line.spans(*np.divmod(key_K, line.length + 2)).take(index_K)
+    if len(start_K) > _MANY_INTERVALS:
+        key_K, index_K = np.unique(start_K * (line.length + 2) + end_K, return_inverse=True)
+        spans = line.spans(*np.divmod(key_K, line.length + 2)).take(index_K)
+    else:
+        spans = line.spans(start_K, end_K)
     trainable_bytes_SN = spans.trainable_bytes_K.reshape(len(positions_S), -1)
     pairs = np.ix_(positions_S, positions_S)
     return Splits(
