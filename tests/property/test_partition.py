@@ -19,7 +19,7 @@ from forescale.plan.order import gather_atoms, linear_orders
 from forescale.plan.partition import partition, predict
 from forescale.plan.partition_plan import Schedule, Stage, replica_groups
 from forescale.plan.problem import PartitionProblem
-from forescale.plan.replicas import share_out
+from forescale.plan.replicas import changed_buffer, share_out
 from forescale.plan.schedule import Layout
 from forescale.plan.workload import tabulate
 from unit.plan.graphs import GraphBuilder, problem
@@ -118,9 +118,9 @@ def splits(request: PartitionProblem, most_stages: int):
 
 def replicas(request: PartitionProblem):
     """The whole model on two devices or more, the microbatches shared in every way."""
-    if request.graph.buffer_updates:
-        return
     everything = tuple(range(len(request.graph.operators)))
+    if changed_buffer(request.graph, everything):
+        return
     names = [device.name for device in request.cluster.devices]
     for microbatches in request.costs:
         for count in range(2, min(len(names), microbatches) + 1):
@@ -136,8 +136,6 @@ def replicas(request: PartitionProblem):
 
 def partly_replicated(request: PartitionProblem):
     """Two stages on three devices, one of them with a replica; they share as the planner lets them."""
-    if request.graph.buffer_updates:
-        return
     for split, microbatches, schedule in splits(request, 2):
         if len(split) == 2:
             names = [device.name for device in request.cluster.devices]
@@ -146,6 +144,8 @@ def partly_replicated(request: PartitionProblem):
             seconds_D = costs.forward_s_DO.sum(1) + costs.backward_s_DO.sum(1)
             seconds_D = seconds_D + costs.loss_forward_s_D + costs.loss_backward_s_D
             for place in (0, 1):
+                if changed_buffer(request.graph, split[place].operators):
+                    continue
                 for pair in permutations([split[place].device, spare]):
                     shares = share_out(seconds_D[[names.index(name) for name in pair]], microbatches)
                     replicas = [

@@ -18,13 +18,14 @@ from forescale.cli.task_file import load_task
 if TYPE_CHECKING:
     from forescale.control.costs import ProfiledCosts
     from forescale.engine.train.task import TrainingTask
+    from forescale.plan.cluster_file import ClusterFile
 
 _LOOKED_AT = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredTask:
-    """A task's costs on this machine's devices.
+    """A task's costs on some devices.
 
     Attributes:
         task: its batches are the first ones, as a list.
@@ -48,4 +49,17 @@ def measure_task(file: str, devices: int | None) -> MeasuredTask:
         folder = Path(tempfile.mkdtemp(prefix="forescale-"))
         costs, bindings = profile_task(task, find_cluster(devices), folder, say)
         shutil.rmtree(folder)  # only when all went well: an error may point to the workers' output there
+    return MeasuredTask(task=task, costs=costs, bindings=bindings)
+
+
+def rate_task_file(file: str, cluster: ClusterFile) -> MeasuredTask:
+    """Loads a task, with its costs on the devices of a cluster file; shows what it is doing."""
+    with redirect_stdout(sys.stderr), status() as say:
+        say("loading the task")
+        task = load_task(file)
+        from forescale.control.preparation import rate_task
+        from forescale.plan.cluster_devices import devices_of, rates_of
+
+        task = replace(task, batches=list(islice(task.batches, _LOOKED_AT)))
+        costs, bindings = rate_task(task, devices_of(cluster), rates_of(cluster), say)
     return MeasuredTask(task=task, costs=costs, bindings=bindings)

@@ -163,7 +163,7 @@ def _problem(asked: GraphRequest, text: str, graph_format: Format) -> PlacementP
     problem = read_graph(
         text,
         graph_format=graph_format,
-        cluster=_cluster(asked.cluster) if asked.cluster else None,
+        cluster=read_cluster_file(asked.cluster) if asked.cluster else None,
         devices=asked.devices,
         batch=asked.batch,
     )
@@ -176,7 +176,8 @@ def _problem(asked: GraphRequest, text: str, graph_format: Format) -> PlacementP
     return replace(problem, kinds=kinds)
 
 
-def _cluster(path: Path) -> ClusterFile:
+def read_cluster_file(path: Path) -> ClusterFile:
+    """A cluster file, with the profiles that ship with the package."""
     from forescale.plan.cluster_file import read_cluster
 
     profiles = files("forescale.plan").joinpath("profiles.toml").read_text(encoding="utf-8")

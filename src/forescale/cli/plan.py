@@ -11,7 +11,7 @@ import typer
 
 from forescale.cli import options, placement
 from forescale.cli.console import console, print_json, table
-from forescale.cli.measurement import measure_task
+from forescale.cli.measurement import measure_task, rate_task_file
 from forescale.cli.output import check_writable, write_text
 from forescale.cli.units import parse_size, percent, seconds, size
 from forescale.core.errors import InvalidInput
@@ -41,7 +41,7 @@ GraphFormat = Annotated[
 ]
 Cluster = Annotated[
     Path | None,
-    typer.Option(metavar="FILE.toml", help="Devices and links to plan for.", rich_help_panel=_GRAPHS),
+    typer.Option(metavar="FILE.toml", help="Devices and links to plan for."),
 ]
 Memory = Annotated[
     str | None,
@@ -137,11 +137,16 @@ def plan(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
     if Path(file.partition(":")[0]).suffix != ".py":
         placement.place_graph(request)
         return
-    if given := request.graph_options:
-        raise InvalidInput(f"{given[0]} is for graphs; a task is planned for the devices of this machine")
+    if given := [option for option in request.graph_options if option != "--cluster"]:
+        raise InvalidInput(f"{given[0]} is for graphs; a task is planned by its own batches, on this machine")
+    if cluster is not None and devices is not None:
+        raise InvalidInput("--cluster says which devices there are; leave out --devices")
     if svg is not None:
         check_writable(svg)
-    measured = measure_task(file, devices)
+    if cluster is None:
+        measured = measure_task(file, devices)
+    else:
+        measured = rate_task_file(file, placement.read_cluster_file(cluster))
     from forescale.control.planner import Planner
     from forescale.plan.drawing import draw_svg
 

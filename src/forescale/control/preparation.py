@@ -23,11 +23,13 @@ from forescale.graph.size import violated
 from forescale.profile.devices import measure_devices
 from forescale.profile.measurement import typical
 from forescale.profile.model import KindProfile, ModelProfile
+from forescale.profile.rated import RatedProfile, Rates
 
 Progress = Callable[[str], None]
 
 MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of microbatches a plan may use."""
+_MORE_MICROBATCHES = (48, 64, 96, 128, 192, 256)  # of them, twice as many as there are devices
 
 _LOOKED_AT = 8  # batches whose sizes decide at which sizes the model is measured
 _MEASURED = (2, 4, 16)  # numbers of microbatches whose sizes are measured; costs between are interpolated
@@ -115,6 +117,35 @@ def profile_task(
         bindings = tuple(prepared.describe(batch) for batch in islice(prepared.batches, _LOOKED_AT))
         engine.close()
     return prepared.costs, bindings
+
+
+def rate_task(
+    task: TrainingTask, cluster: Cluster, rates: Mapping[str, Rates], progress: Progress
+) -> tuple[ProfiledCosts, tuple[Mapping[str, int], ...]]:
+    """What a task costs on devices that are not here, from what they sustain.
+
+    Args:
+        rates: by the device's name.
+
+    Returns:
+        The costs, and the bindings of the first batches.
+    """
+    batches = _first_batches(batches_from(task, 0))
+    progress("capturing the model")
+    captured, describe = capture_task(task, batches[0])
+    template = optimizer_template(task, {n: captured.state[n] for n in captured.graph.parameters})
+    args, kwargs = task.call(batches[0])
+    most = 2 * len(cluster.devices)
+    costs = ProfiledCosts(
+        profile=RatedProfile.of(captured.graph, rates, template.state_ratio),
+        cluster=cluster,
+        rows_symbol=_rows_symbol(captured.graph),
+        rows=batch_rows(args, kwargs),
+        microbatches=(*MICROBATCHES, *(count for count in _MORE_MICROBATCHES if count <= most)),
+        clips_norm=task.clip_norm is not None,
+        shardable=template.shardable,
+    )
+    return costs, tuple(map(describe, batches))
 
 
 def capture_task(

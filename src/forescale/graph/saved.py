@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from forescale.graph.model import MemoryEvent, ModelGraph, Operator, SavedStorage, Size
 from forescale.graph.onebyone import OneByOne
+from forescale.graph.shortening import shortened
 from forescale.graph.size import compile_sizes, product, tensor_bytes
 from forescale.graph.storages import StorageRecord, SymbolicShapes
 
@@ -34,22 +35,34 @@ def measure_saved(
 ) -> ModelGraph:
     """The graph with ``saved`` and ``memory`` filled in, their sizes as expressions over its symbols.
 
-    Gradients of parameters exist from the start, as for every microbatch of a step but its first.
+    Gradients of parameters exist from the start, as for every microbatch of a step but its first. Of many
+    equal blocks only some are run.
     Where some operator cannot compute with symbols, passes of several fixed sizes are compared instead.
 
     Args:
         modules: callables for ``module:PATH`` targets.
         device: whose kernels are asked what they keep (which attention runs depends on it).
     """
+    if (shallow := shortened(graph)) is not None:
+        whole = shallow.lengthened(measure_whole(shallow.short, modules or {}, device))
+        if whole is not None:
+            return whole
+    return measure_whole(graph, modules or {}, device)
+
+
+def measure_whole(
+    graph: ModelGraph, modules: Mapping[str, Callable[..., Any]], device: torch.device = _CPU
+) -> ModelGraph:
+    """The same with every operator run, and no block taken to be like another."""
     runnable = replace(graph, operators=tuple(_with_explicit_size(graph, o) for o in graph.operators))
     shapes = SymbolicShapes(graph)
     try:
-        journal = _run(runnable, modules or {}, device, shapes.mode, shapes.binding)
+        journal = _run(runnable, modules, device, shapes.mode, shapes.binding)
     except RuntimeError:  # the base of all that fake tensors raise
         journal = None
     if journal is not None and shapes.general:
         return _filled(graph, journal, [shapes.size(event.size_bytes) for event in journal.events])
-    return _compare(graph, runnable, modules or {}, device)
+    return _compare(graph, runnable, modules, device)
 
 
 def _filled(graph: ModelGraph, journal: _Journal, sizes: Sequence[Size]) -> ModelGraph:

@@ -45,7 +45,10 @@ class Pricing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """Candidates with their costs. ``score_N``: the step's seconds, or INFEASIBLE plus the missing bytes."""
+    """Candidates with their costs.
+
+    ``score_N``: the step's seconds; INFEASIBLE plus the missing bytes; infinite where it cannot be run.
+    """
 
     times: PipelineTimes
     footprint: Footprint
@@ -144,7 +147,9 @@ def evaluate(
         transfer_s_SN=_both_ends(traffic.message_s_SSN * together_SS1) + traffic.exchange_s_SN,
         busy_s_SN=busy_s_SN + _both_ends(traffic.occupied_s_SSN * together_SS1) + traffic.taken_s_SN,
         step_s_N=step_s_N,
-        score_N=np.where(worst_N > 0, INFEASIBLE + worst_N, step_s_N),
+        score_N=np.where(
+            _barred_N(splits, layout), np.inf, np.where(worst_N > 0, INFEASIBLE + worst_N, step_s_N)
+        ),
     )
 
 
@@ -157,6 +162,14 @@ def recompute_where_needed(bytes_K: Footprint, capacity_K: Array | float, chunks
 def by_device(value_K: Array, chunks: int) -> Array:
     """For every stage, the sum over all stages of its device, of which each has so many."""
     return np.tile(value_K.reshape(chunks, -1).sum(axis=0), chunks)
+
+
+def _barred_N(splits: Splits, layout: Layout) -> Mask:
+    """Where a stage with replicas changes a buffer: each replica would see its own microbatches only."""
+    replicated_S = np.bincount(layout.positions_S)[list(layout.positions_S)] > 1
+    changing_SN = splits.spans.changing_K.reshape(len(replicated_S), -1) > 0
+    barred_N: Mask = (changing_SN & replicated_S[:, None]).max(axis=0)
+    return barred_N
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

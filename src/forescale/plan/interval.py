@@ -18,23 +18,24 @@ import numpy as np
 
 from forescale.plan.evaluation import INFEASIBLE, Mode, Pricing, recompute_where_needed
 from forescale.plan.line import Line
-from forescale.plan.memory import footprint
+from forescale.plan.memory import Footprint, footprint
 from forescale.plan.problem import Array
 from forescale.plan.workload import IntArray
 
 _BOUNDARIES = 80
 _LEAST_S = 1e-12
+_BARRED = 1e30
 _SLACK_T1 = np.array([[1.0], [1.01], [1.03], [1.08], [1.2], [1.5], [np.inf]])
 
 
 class IntervalProgram:
     """The dynamic programme on one line, coarsened to at most 80 intervals between likely cuts."""
 
-    def __init__(self, line: Line, pricing: Pricing) -> None:
+    def __init__(self, line: Line, pricing: Pricing, most: int = _BOUNDARIES) -> None:
         self._pricing = pricing
-        self._at_Q = _likely_cuts(line)
-        self._length = len(self._at_Q) - 1
-        coarse_O = np.searchsorted(self._at_Q[1:-1], line.position_O[:-1], side="right")
+        self.at_Q = _likely_cuts(line, most)
+        self._length = len(self.at_Q) - 1
+        coarse_O = np.searchsorted(self.at_Q[1:-1], line.position_O[:-1], side="right")
         coarse = Line(line.workload, coarse_O.tolist(), self._length)
         self._start_K, self._end_K = np.triu_indices(self._length + 1, k=1)
         last_K = self._end_K == self._length
@@ -60,7 +61,7 @@ class IntervalProgram:
         for next_TQ in reversed(choices):
             boundary_T = next_TQ[np.arange(len(boundary_T)), boundary_T]
             bounds.append(boundary_T)
-        return self._at_Q[np.stack(bounds)]
+        return self.at_Q[np.stack(bounds)]
 
     def _layer(self, devices: Sequence[int], place: int, mode: Mode) -> _Layer:
         """What every interval would cost at this place: if it does not fit, more than any that does.
@@ -73,14 +74,20 @@ class IntervalProgram:
         if len(stages) > 1:
             load_K = 1 / sum(1 / np.maximum(time_K, _LEAST_S) for time_K, _, _ in alone)
         wire_K = alone[0][1] / len(stages)
-        load_K = load_K + self._closing_s_K(devices, stages) / mode.microbatches
+        load_K = load_K + self.closing_s_K([devices[stage] for stage in stages]) / mode.microbatches
         load_K = load_K + np.max([excess_K for _, _, excess_K in alone], axis=0)
-        return _Layer(load_s_QQ=self._square(load_K), total_s_QQ=self._square(load_K + wire_K))
+        if len(stages) > 1:
+            load_K = load_K + self.barred_K
+        return _Layer(load_s_QQ=self.square(load_K), total_s_QQ=self.square(load_K + wire_K))
 
-    def _closing_s_K(self, devices: Sequence[int], stages: Sequence[int]) -> Array:
-        """Seconds once per step: replicas sum their gradients, and the parameters are updated."""
+    @property
+    def barred_K(self) -> Array:
+        """A penalty for intervals that change buffers, which replicas cannot."""
+        return np.where(self._spans.changing_K > 0, _BARRED, 0.0)
+
+    def closing_s_K(self, places: Sequence[int]) -> Array:
+        """Seconds once per step: the replicas on some devices sum their gradients and update parameters."""
         pricing, trainable_bytes_K = self._pricing, self._spans.trainable_bytes_K
-        places = [devices[stage] for stage in stages]
         closing_s_K = trainable_bytes_K * pricing.problem.optimizer_s_per_byte_D[places].max()
         if len(places) > 1:
             unit_s = pricing.unit_s_DD[np.ix_(places, places)][~np.eye(len(places), dtype=bool)].max()
@@ -89,17 +96,35 @@ class IntervalProgram:
         return closing_s_K
 
     def _alone(self, devices: Sequence[int], stage: int, mode: Mode) -> tuple[Array, Array, Array]:
-        """Seconds per microbatch of a stage and of its links, and the penalty for what does not fit."""
-        pricing, spans, choice = self._pricing, self._spans, mode.choice
-        device = devices[stage]
-        bytes_K = footprint(
-            spans,
-            choice,
+        positions_S = mode.layout.positions_S
+        first = positions_S.index(positions_S[stage])
+        behind = [other for other, place in enumerate(positions_S) if place > positions_S[stage]]
+        return self.alone(
+            devices[stage],
+            beside=(devices[first - 1] if first else None, devices[behind[0]] if behind else None),
+            choice=mode.choice,
             microbatches=mode.microbatches,
-            in_flight_K=mode.layout.in_flight(mode.schedule, stage),
-            waiting_K=mode.layout.waiting(mode.schedule, stage),
-            optimizer_state_ratio=pricing.problem.optimizer_state_ratio,
+            in_flight=mode.layout.in_flight(mode.schedule, stage),
+            waiting=mode.layout.waiting(mode.schedule, stage),
         )
+
+    def alone(
+        self,
+        device: int,
+        *,
+        beside: tuple[int | None, int | None],
+        choice: int,
+        microbatches: int,
+        in_flight: int,
+        waiting: int = 0,
+    ) -> tuple[Array, Array, Array]:
+        """Seconds per microbatch of a stage and of its links, and the penalty for what does not fit.
+
+        Args:
+            beside: devices before and after it, as if all it exchanges came from one and went to the other.
+        """
+        pricing, spans = self._pricing, self._spans
+        bytes_K = self.footprint(choice, microbatches=microbatches, in_flight=in_flight, waiting=waiting)
         recompute_K = recompute_where_needed(bytes_K, pricing.capacity_bytes_D[device])
         needed_K = np.where(recompute_K, bytes_K.recomputed_bytes_K, bytes_K.peak_bytes_K)
         excess_K = np.maximum(needed_K - pricing.capacity_bytes_D[device], 0)
@@ -107,7 +132,10 @@ class IntervalProgram:
             spans.forward_s_CDK[choice, device] * (1 + recompute_K) + spans.backward_s_CDK[choice, device]
         )
         wire_K = np.zeros_like(load_K)
-        for other, size_bytes_K in self._neighbours(devices, stage, mode):
+        exchanged = (spans.received_bytes_CK[choice], spans.sent_bytes_CK[choice])
+        for other, size_bytes_K in zip(beside, exchanged, strict=True):
+            if other is None:
+                continue
             transfer_K = 2 * (size_bytes_K > 0) * pricing.latency_s_DD[device, other]
             transfer_K = transfer_K + 2 * size_bytes_K * pricing.unit_s_DD[device, other]
             if pricing.occupies_DD[device, other]:
@@ -116,20 +144,19 @@ class IntervalProgram:
                 wire_K = wire_K + transfer_K / 2  # both ends count it
         return load_K, wire_K, np.where(excess_K > 0, INFEASIBLE + excess_K, 0)
 
-    def _neighbours(self, devices: Sequence[int], stage: int, mode: Mode) -> list[tuple[int, Array]]:
-        """Devices before and after a stage, with the bytes exchanged as if all went to and came from them."""
-        positions_S, spans = mode.layout.positions_S, self._spans
-        before, after = positions_S.index(positions_S[stage]) - 1, stage
-        while after < len(devices) and positions_S[after] == positions_S[stage]:
-            after += 1
-        found: list[tuple[int, Array]] = []
-        if before >= 0:
-            found.append((devices[before], spans.received_bytes_CK[mode.choice]))
-        if after < len(devices):
-            found.append((devices[after], spans.sent_bytes_CK[mode.choice]))
-        return found
+    def footprint(self, choice: int, *, microbatches: int, in_flight: int, waiting: int = 0) -> Footprint:
+        """Bytes of every interval with so many microbatches in flight or waiting for weight gradients."""
+        return footprint(
+            self._spans,
+            choice,
+            microbatches=microbatches,
+            in_flight_K=in_flight,
+            waiting_K=waiting,
+            optimizer_state_ratio=self._pricing.problem.optimizer_state_ratio,
+        )
 
-    def _square(self, value_K: Array) -> Array:
+    def square(self, value_K: Array) -> Array:
+        """Values of intervals by the boundaries they begin and end at; infinite where there is none."""
         value_QQ = np.full((self._length + 1, self._length + 1), np.inf)
         value_QQ[self._start_K, self._end_K] = value_K
         return value_QQ
@@ -149,16 +176,16 @@ def _at_end(length: int) -> Array:
     return cost_Q
 
 
-def _likely_cuts(line: Line) -> IntArray:
+def _likely_cuts(line: Line, most: int) -> IntArray:
     """Boundaries of a coarse line, 0 and P among them: of every part of the work the cheapest cut."""
-    if line.length <= _BOUNDARIES:
+    if line.length <= most:
         return np.arange(line.length + 1)
     start_P = np.arange(line.length)
     spans = line.spans(start_P, start_P + 1)
     work_P = (spans.forward_s_CDK + spans.backward_s_CDK).mean(axis=(0, 1))
     # As much again for every operator, so that stretches of cheap ones are cut too.
     part_P = np.cumsum(work_P + work_P.mean())
-    part_P = np.minimum((part_P / part_P[-1] * _BOUNDARIES).astype(np.int64), _BOUNDARIES - 1)
+    part_P = np.minimum((part_P / part_P[-1] * most).astype(np.int64), most - 1)
     cuts_P, bytes_P = start_P[1:], line.crossing_bytes_P()[1 : line.length]
     by_bytes = np.lexsort((bytes_P, part_P[1:]))
     first = np.append(True, np.diff(part_P[1:][by_bytes]) > 0)

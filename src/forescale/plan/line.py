@@ -13,15 +13,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from forescale.plan.placement.problem import sums
 from forescale.plan.problem import Array
 from forescale.plan.workload import Incidence, IntArray, Workload
 
 Mask = npt.NDArray[np.bool_]
+
+_MANY_INTERVALS = 64
+"""Intervals beyond which it pays to look for equal ones, and to put items together first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +65,39 @@ class Touches:
         return (source_E1 >= start_K) & (source_E1 < end_K)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reaches:
+    """Bytes of items I by where they begin and where they are needed last."""
+
+    begin_I: IntArray
+    end_I: IntArray
+    bytes_CI: Array
+
+    def inside(self, start_K: IntArray, end_K: IntArray) -> Array:
+        """Of what begins and is needed last in an interval."""
+        its = self._for(start_K)
+        inside_IK = (its.begin_I[:, None] >= start_K) & (its.end_I[:, None] < end_K)
+        return its.bytes_CI @ inside_IK.astype(float)
+
+    def leaving(self, start_K: IntArray, end_K: IntArray) -> Array:
+        """Of what begins in an interval and is needed behind it."""
+        its = self._for(start_K)
+        begins_IK = (its.begin_I[:, None] >= start_K) & (its.begin_I[:, None] < end_K)
+        return its.bytes_CI @ (begins_IK & (its.end_I[:, None] >= end_K)).astype(float)
+
+    def _for(self, start_K: IntArray) -> Reaches:
+        return self._merged if len(start_K) > _MANY_INTERVALS else self
+
+    @cached_property
+    def _merged(self) -> Reaches:
+        """With one item for all that reach from one position to the same other: on a coarse line, many do."""
+        size = int(self.end_I.max(initial=0)) + 1
+        keys, index_I = np.unique(self.begin_I * size + self.end_I, return_inverse=True)
+        begin_I, end_I = np.divmod(keys, size)
+        bytes_CI = np.stack([sums(index_I, bytes_I, len(keys)) for bytes_I in self.bytes_CI])
+        return Reaches(begin_I=begin_I, end_I=end_I, bytes_CI=bytes_CI)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spans:
     """What intervals of a line cost, whatever runs in the others.
@@ -74,6 +112,7 @@ class Spans:
         received_bytes_CK: tensors from earlier stages, each once.
         input_bytes_CK: parts of one microbatch of the batch.
         state_bytes_K: parameters and buffers; ``trainable_bytes_K`` the parameters that are trained.
+        changing_K: operators whose forward changes a buffer, or reads one that changes.
     """
 
     forward_s_CDK: Array
@@ -89,6 +128,10 @@ class Spans:
     input_bytes_CK: Array
     state_bytes_K: Array
     trainable_bytes_K: Array
+    changing_K: IntArray
+
+    def take(self, index_K: IntArray) -> Spans:
+        return Spans(**{f.name: getattr(self, f.name)[..., index_K] for f in fields(Spans)})
 
 
 class Line:
@@ -110,18 +153,24 @@ class Line:
         self._weight_s_CDP = along(workload.weight_s_CDO)
         self._deferred_bytes_CP = along(workload.deferred_bytes_CO)
         self._workspace_bytes_LCO = _maxima(workload.workspace_bytes_CO[..., order_O])
+        changing_P = np.bincount(self.position_O[workload.changing], minlength=length + 1)
+        self._changing_P = np.append(0, np.cumsum(changing_P))
         self.tensors = Touches.along(workload.tensors, self.position_O)
         self._inputs = Touches.along(workload.inputs, self.position_O)
         self._parameters = Touches.along(workload.parameters, self.position_O)
         self._buffers = Touches.along(workload.buffers, self.position_O)
         storages, tensors = workload.storages, workload.tensors
-        self._maker_R = self.position_O[_per_item(np.maximum, storages.item_E, storages.source_E)]
-        self._need_R = _per_item(np.minimum, storages.item_E, self.position_O[storages.operator_E])
+        maker_R = self.position_O[_per_item(np.maximum, storages.item_E, storages.source_E)]
+        need_R = _per_item(np.minimum, storages.item_E, self.position_O[storages.operator_E])
         self._source_I = self.position_O[_per_item(np.maximum, tensors.item_E, tensors.source_E)]
         self._last_I = _per_item(np.maximum, tensors.item_E, self.position_O[tensors.operator_E])
-        need_I = np.append(self._need_R, length + 1)[workload.storage_of_I]
+        need_I = np.append(need_R, length + 1)[workload.storage_of_I]
         need_I[workload.storage_of_I < 0] = length + 1
-        self._last_unkept_I = np.minimum(self._last_I, need_I)
+        self._kept = Reaches(begin_I=maker_R, end_I=need_R, bytes_CI=workload.saved_bytes_CI)
+        message_bytes_CI = workload.message_bytes_CI
+        self._sent = Reaches(begin_I=self._source_I, end_I=self._last_I, bytes_CI=message_bytes_CI)
+        last_unkept_I = np.minimum(self._last_I, need_I)
+        self._sent_only = Reaches(begin_I=self._source_I, end_I=last_unkept_I, bytes_CI=message_bytes_CI)
 
     def crossing_bytes_P(self) -> Array:
         """Bytes that a cut before each position 0 … P would send of the largest microbatch."""
@@ -140,11 +189,6 @@ class Line:
             mask_EK = touches.within(start_K, end_K).astype(float)
             return [weight_I[..., touches.item_E] @ mask_EK for weight_I in weights_I]
 
-        def left_behind(last_I: IntArray) -> Array:
-            return work.message_bytes_CI @ (made_IK & (last_I[:, None] >= end_K)).astype(float)
-
-        made_IK = (self._source_I[:, None] >= start_K) & (self._source_I[:, None] < end_K)
-        kept_RK = (self._maker_R[:, None] >= start_K) & (self._need_R[:, None] < end_K)
         parameter_bytes_K, trainable_bytes_K = read(
             self._parameters, work.parameter_bytes_I, work.trainable_bytes_I
         )
@@ -155,13 +199,14 @@ class Line:
             weight_s_CDK=between(self._weight_s_CDP),
             deferred_bytes_CK=between(self._deferred_bytes_CP),
             workspace_bytes_CK=self._largest_workspace(start_K, end_K),
-            kept_bytes_CK=work.saved_bytes_CI @ kept_RK.astype(float),
-            sent_bytes_CK=left_behind(self._last_I),
-            sent_only_bytes_CK=left_behind(self._last_unkept_I),
+            kept_bytes_CK=self._kept.inside(start_K, end_K),
+            sent_bytes_CK=self._sent.leaving(start_K, end_K),
+            sent_only_bytes_CK=self._sent_only.leaving(start_K, end_K),
             received_bytes_CK=read(self.tensors, work.message_bytes_CI)[0],
             input_bytes_CK=read(self._inputs, work.input_bytes_CI)[0],
             state_bytes_K=parameter_bytes_K + read(self._buffers, work.buffer_bytes_I)[0],
             trainable_bytes_K=trainable_bytes_K,
+            changing_K=self._changing_P[end_K] - self._changing_P[start_K],
         )
 
     def summed_bytes(self, bounds_BN: IntArray, positions_S: IntArray, trainable_bytes_SN: Array) -> Array:
@@ -223,9 +268,8 @@ class Splits:
     def take(self, index_N: IntArray) -> Splits:
         stages, candidates = len(self.summed_bytes_SSN), len(self.line_N)
         index_K = (np.arange(stages)[:, None] * candidates + index_N).ravel()
-        spans = {f.name: getattr(self.spans, f.name)[..., index_K] for f in fields(Spans)}
         rest = {f.name: getattr(self, f.name)[..., index_N] for f in fields(Splits) if f.name != "spans"}
-        return Splits(spans=Spans(**spans), **rest)
+        return Splits(spans=self.spans.take(index_K), **rest)
 
 
 def cut(lines: Sequence[Line], bounds: Sequence[IntArray], positions: Sequence[int] | None = None) -> Splits:
@@ -239,6 +283,8 @@ def cut(lines: Sequence[Line], bounds: Sequence[IntArray], positions: Sequence[i
         _cut(index, line, bounds_BN, positions_S)
         for index, (line, bounds_BN) in enumerate(zip(lines, bounds, strict=True))
     ]
+    if len(parts) == 1:
+        return parts[0]
     stages = len(positions_S)
 
     def joined(arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -254,32 +300,51 @@ def cut(lines: Sequence[Line], bounds: Sequence[IntArray], positions: Sequence[i
 
 
 def _cut(index: int, line: Line, bounds_BN: IntArray, positions_S: IntArray) -> Splits:
-    work, tensors = line.workload, line.tensors
-    places, candidates, counts = len(bounds_BN) - 1, bounds_BN.shape[1], len(work.counts)
-    bytes_CSSN = np.zeros((counts, places, places, candidates))
-    messages_SSN = np.zeros((places, places, candidates))
-    carries_I = (work.gradient_bytes_CI > 0).any(axis=0)
-    weight_I = np.vstack([work.message_bytes_CI, work.gradient_bytes_CI, np.ones_like(carries_I), carries_I])
-    weight_E = weight_I[:, tensors.item_E]
-    made_SEN = [tensors.made_within(bounds_BN[s], bounds_BN[s + 1]) for s in range(places - 1)]
-    for target in range(1, places):
-        read_EN = tensors.within(bounds_BN[target], bounds_BN[target + 1])
-        for source in range(target):
-            sent = weight_E @ (read_EN & made_SEN[source]).astype(float)
-            bytes_CSSN[:, source, target] = sent[:counts]
-            bytes_CSSN[:, target, source] = sent[counts : 2 * counts]
-            messages_SSN[source, target], messages_SSN[target, source] = sent[2 * counts :]
-    spans = line.spans(bounds_BN[:-1][positions_S].ravel(), bounds_BN[1:][positions_S].ravel())
-    trainable_bytes_SN = spans.trainable_bytes_K.reshape(-1, candidates)
+    bytes_CSSN, messages_SSN = _exchanged(line, bounds_BN)
+    start_K, end_K = bounds_BN[:-1][positions_S].ravel(), bounds_BN[1:][positions_S].ravel()
+    # Replicas, and candidates that differ in one boundary, have most intervals in common.
+    if len(start_K) > _MANY_INTERVALS:
+        key_K, index_K = np.unique(start_K * (line.length + 2) + end_K, return_inverse=True)
+        spans = line.spans(*np.divmod(key_K, line.length + 2)).take(index_K)
+    else:
+        spans = line.spans(start_K, end_K)
+    trainable_bytes_SN = spans.trainable_bytes_K.reshape(len(positions_S), -1)
     pairs = np.ix_(positions_S, positions_S)
     return Splits(
-        line_N=np.full(candidates, index),
+        line_N=np.full(bounds_BN.shape[1], index),
         bounds_BN=bounds_BN,
         spans=spans,
         bytes_CSSN=bytes_CSSN[:, *pairs],
         messages_SSN=messages_SSN[pairs],
         summed_bytes_SSN=line.summed_bytes(bounds_BN, positions_S, trainable_bytes_SN),
     )
+
+
+def _exchanged(line: Line, bounds_BN: IntArray) -> tuple[Array, Array]:
+    """Bytes and number of messages between places of the pipeline, as in :class:`Splits`."""
+    work, tensors = line.workload, line.tensors
+    places, candidates = len(bounds_BN) - 1, bounds_BN.shape[1]
+    begins_PN = np.zeros((line.length + 2, candidates), dtype=np.int64)
+    begins_PN[bounds_BN[1:-1], np.arange(candidates)] = 1
+    place_PN = np.cumsum(begins_PN, axis=0)
+    target_EN, source_EN = place_PN[tensors.position_E], place_PN[tensors.source_E]
+    sent_E, sent_N = np.nonzero((source_EN < target_EN) & (place_PN[tensors.previous_E] < target_EN))
+    pair = source_EN[sent_E, sent_N] * places + target_EN[sent_E, sent_N]
+    item = tensors.item_E[sent_E]
+
+    def between(weight_I: Array) -> Array:
+        cells = sums(pair * candidates + sent_N, weight_I[item], places * places * candidates)
+        return cells.reshape(places, places, candidates)
+
+    carries_I = work.gradient_bytes_CI.max(axis=0, initial=0.0) > 0
+    bytes_CSSN = np.stack(
+        [
+            between(sent_I) + between(back_I).swapaxes(0, 1)
+            for sent_I, back_I in zip(work.message_bytes_CI, work.gradient_bytes_CI, strict=True)
+        ]
+    )
+    messages_SSN = between(np.ones(carries_I.shape)) + between(carries_I.astype(float)).swapaxes(0, 1)
+    return bytes_CSSN, messages_SSN
 
 
 def _per_item(combine: np.ufunc, item_E: IntArray, value_E: IntArray) -> IntArray:

@@ -282,13 +282,15 @@ def simulate_step(schedule: Schedule, layout: Layout, times: PipelineTimes) -> A
     stages, candidates = times.forward_s_SN.shape
     post = _Post(times, layout.devices)
     free_DN = [np.zeros(candidates) for _ in range(layout.devices)]
+    runs_S = [frozenset(runs) for runs in layout.runs_S]
+    running_M = [[s for s in range(stages) if m in runs_S[s]] for m in range(layout.microbatches)]
     for stage, phase, microbatch in _events(schedule, layout):
         device = stage % layout.devices
         if phase is Phase.WEIGHT:
             free_DN[device] = free_DN[device] + times.weight_s_SN[stage]
             continue
         forward = phase is Phase.FORWARD
-        with_it = [other for other in range(stages) if microbatch in layout.runs_S[other]]
+        with_it = running_M[microbatch]
         earlier = [other for other in with_it if other < stage]
         later = [other for other in reversed(with_it) if other > stage]
         start_s_N = post.receive(stage, earlier if forward else later, microbatch, free_DN[device])

@@ -2,24 +2,36 @@
 
 If a line has few enough cuts all are simulated, which is always so for two stages of up to a thousand
 operators. Otherwise :mod:`forescale.plan.interval` proposes, and the best proposals' boundaries are
-moved, in steps large and small, while the simulated step gets shorter.
+moved, in steps large and small, while the simulated step gets shorter. Of many devices not all patterns are
+tried: :mod:`forescale.plan.groups` proposes patterns, devices and boundaries together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, combinations, islice, pairwise, product
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, combinations, islice
 from math import comb
-from operator import add
 
 import numpy as np
 
+from forescale.plan.arrangements import (
+    Pattern,
+    all_bounds,
+    arrangements,
+    by_load,
+    moves,
+    patterns,
+    stage_positions,
+    uniform,
+)
 from forescale.plan.evaluation import INFEASIBLE, Mode, Pricing, evaluate
+from forescale.plan.groups import Proposal, device_kinds, propose_groups
 from forescale.plan.interval import IntervalProgram
 from forescale.plan.line import Line, Splits, cut
 from forescale.plan.partition_plan import Schedule
-from forescale.plan.replicas import changed_buffer, share_out
+from forescale.plan.regrouping import regroupings
+from forescale.plan.replicas import share_out
 from forescale.plan.schedule import Layout, deal
 from forescale.plan.workload import IntArray, Workload
 
@@ -28,15 +40,19 @@ _MOST_CUTS_OF_REPLICAS = 200
 _MOST_CELLS = 1_500_000
 _MOST_SEQUENCES = 24
 _REFINED = 6
-_PAIR_SHIFTS = tuple(sign * size for size in (1, 4, 16) for sign in (1, -1))
-_SHIFTS = tuple(sign * size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) for sign in (1, -1))
 _SHORTER = 1 - 1e-9  # what moving a boundary must gain, so that rounding does not move it for ever
 _AS_GOOD = 1.001
-_MOST_PLACES = 3
 MOST_CHUNKS = 4
-
-Pattern = tuple[int, ...]
-"""On how many devices each stage of a pipeline runs."""
+_MOST_PATTERNED = 4
+"""Devices up to which all patterns are tried."""
+_MOST_ARRANGED = 8
+"""Devices up to which all orders are tried in which they may stand, if those are not too many."""
+_MOST_REGROUPED, _REGROUPED, _MOST_REGROUPINGS = 16, 3, 64
+"""Devices up to which they are moved between groups, of how many candidates, and how many such moves."""
+_FEWEST_SCHEDULED, _SCHEDULED_DEVICES = 6, 400
+"""Proposals that are simulated with all schedules, or if that is more, as many as have so many devices."""
+_MOST_PAIRS = 500_000
+"""Pairs of stages of all candidates that are simulated together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,24 +71,31 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Search:
-    """The space that is searched; ``order``: positions of the devices that must follow one another so."""
+    """The space that is searched.
+
+    Attributes:
+        order: positions of the devices that must follow one another so.
+        programs: for lines that were cut, by their identity; made once.
+    """
 
     workload: Workload
     pricing: Pricing
     lines: Sequence[Line]
     schedules: Sequence[Schedule]
     order: tuple[int, ...] | None
+    programs: dict[int, IntervalProgram] = field(default_factory=dict[int, IntervalProgram])
 
     def run(self, most_stages: int, most_replicas: int, most_chunks: int) -> list[Candidate]:
         """The best candidate of every pattern, microbatch count and schedule, the simplest first."""
-        patterns = list(_patterns(most_stages, most_replicas))
-        if changed_buffer(self.workload.problem.graph, range(self.workload.loss)) is not None:
-            patterns = [pattern for pattern in patterns if max(pattern) == 1]
-        found = [(winner, pattern) for pattern in patterns for winner in self._explore(pattern)]
-        proposed = [winner for winner, pattern in found if not self._tries_all(pattern)]
-        proposed.sort(key=lambda candidate: candidate.score)
+        few = most_stages <= _MOST_PATTERNED
+        tried = patterns(most_stages, most_replicas) if few else uniform(most_replicas)
+        explored = [(pattern, winner) for pattern in tried for winner in self._explore(pattern)]
+        proposed = [winner for pattern, winner in explored if not self._tries_all(pattern)]
+        grouped = [] if few else self._grouped(most_stages, most_replicas)
+        proposed = sorted([*proposed, *grouped], key=lambda candidate: candidate.score)
         refined = {candidate: self._refine(candidate) for candidate in proposed[:_REFINED]}
-        candidates = [refined.get(candidate, candidate) for candidate, _ in found]
+        found = [*(winner for _, winner in explored), *grouped]
+        candidates = [refined.get(candidate, candidate) for candidate in found if candidate.score < np.inf]
         return candidates + self._interleaved(candidates, most_chunks)
 
     def _interleaved(self, candidates: Sequence[Candidate], most_chunks: int) -> list[Candidate]:
@@ -97,6 +120,82 @@ class Search:
                 break
         return found
 
+    def _grouped(self, most_stages: int, most_replicas: int) -> list[Candidate]:
+        """What is proposed for many devices, the best with all schedules; fewer devices first."""
+        rows = self._rows(most_stages)
+        proposals = propose_groups(self.lines, self.pricing, rows, most_replicas, self.schedules[0])
+        first = [(self._simulated(proposal, self.schedules[0]), proposal) for proposal in proposals]
+        first.sort(key=lambda pair: pair[0].score)
+        found = [candidate for candidate, _ in first]
+        most = max(_FEWEST_SCHEDULED, _SCHEDULED_DEVICES // most_stages)
+        for _, proposal in first[:most]:
+            others = self._orders(proposal.pattern, self.workload.counts[proposal.choice])[1:]
+            found += [self._simulated(proposal, schedule) for schedule in others]
+        if self.order is None and most_stages <= _MOST_REGROUPED:
+            found.sort(key=lambda candidate: candidate.score)
+            found += [
+                self._regroup(candidate, most_stages, most_replicas) for candidate in found[:_REGROUPED]
+            ]
+        return sorted(found, key=lambda candidate: len(candidate.devices))
+
+    def _regroup(self, candidate: Candidate, most_stages: int, most_replicas: int) -> Candidate:
+        """With devices moved between groups while the step gets shorter, and the line cut anew."""
+        classes = self._device_classes()
+        while True:
+            found = [candidate]
+            changed = regroupings(candidate.devices, candidate.mode.layout.positions_S, classes)
+            for groups in islice(changed, _MOST_REGROUPINGS):
+                pattern = tuple(map(len, groups))
+                if max(pattern) <= most_replicas and sum(pattern) <= most_stages:
+                    found += self._cut_anew(candidate, pattern, tuple(d for group in groups for d in group))
+            best = min(found, key=lambda other: other.score)
+            if best.score >= candidate.score * _SHORTER:
+                return candidate
+            candidate = best
+
+    def _cut_anew(self, candidate: Candidate, pattern: Pattern, devices: tuple[int, ...]) -> list[Candidate]:
+        """The best cuts that are proposed for a pattern; none if a device would get no microbatch."""
+        layout = self._layout(pattern, devices, candidate.mode.choice)
+        line = self.lines[candidate.line]
+        if layout is None or len(pattern) > line.length:
+            return []
+        mode = replace(candidate.mode, layout=layout)
+        bounds_BN = self._program(line).propose(devices, mode)
+        bounds_BN[-1] = line.length + 1
+        splits = cut([line], [np.unique(bounds_BN, axis=1)], layout.positions_S)
+        devices_SN = np.repeat(np.array(devices)[:, None], len(splits.line_N), axis=1)
+        return [replace(self._best(splits, devices_SN, mode), line=candidate.line)]
+
+    def _program(self, line: Line) -> IntervalProgram:
+        if id(line) not in self.programs:
+            self.programs[id(line)] = IntervalProgram(line, self.pricing)
+        return self.programs[id(line)]
+
+    def _simulated(self, proposal: Proposal, schedule: Schedule) -> Candidate:
+        layout = self._layout(proposal.pattern, proposal.devices, proposal.choice)
+        assert layout is not None, "every device of a group has a microbatch"
+        mode = Mode(choice=proposal.choice, layout=layout, schedule=schedule)
+        splits = cut([self.lines[proposal.line]], [np.array(proposal.bounds)[:, None]], layout.positions_S)
+        found = self._best(splits, np.array(proposal.devices)[:, None], mode)
+        return replace(found, line=proposal.line)
+
+    def _rows(self, most_stages: int) -> list[tuple[int, ...]]:
+        """Orders of the devices in which groups may stand: alike ones together, or unlike ones."""
+        if self.order is not None:
+            return [self.order] if len(self.order) == most_stages else self._sequences(most_stages)[:1]
+        slowness_D = (self.workload.forward_s_CDO + self.workload.backward_s_CDO)[0].sum(axis=1)
+        fastest = np.argsort(slowness_D, kind="stable")[:most_stages].tolist()
+        kinds = device_kinds(self.workload, self.pricing)
+        number = {
+            device: [kinds[d] for d in fastest[:place]].count(kinds[device])
+            for place, device in enumerate(fastest)
+        }
+        rows = [fastest, fastest[::-1], sorted(fastest), sorted(fastest, key=lambda device: number[device])]
+        if most_stages <= _MOST_ARRANGED:
+            rows += map(list, self._sequences(most_stages))
+        classes = self._device_classes()
+        return list({tuple(classes[device] for device in row): tuple(row) for row in rows}.values())
+
     def _orders(self, pattern: Pattern, count: int) -> Sequence[Schedule]:
         """Schedules that differ: with one microbatch, only zero-bubble does from the first."""
         if len(pattern) == 1:
@@ -117,7 +216,7 @@ class Search:
             return None
         return Layout(
             microbatches=count,
-            positions_S=_positions(pattern),
+            positions_S=stage_positions(pattern),
             runs_S=tuple(runs for group in shares for runs in deal(group, count)),
         )
 
@@ -134,14 +233,14 @@ class Search:
         if not any(layout for row in layouts for layout in row):
             return []
         if self._tries_all(pattern):
-            every_BN = _all_bounds(self.lines[0].length, len(pattern))
+            every_BN = all_bounds(self.lines[0].length, len(pattern))
             bounds = [every_BN] * len(self.lines)
             index_N, sequence_N = (
                 axis.ravel() for axis in np.indices((len(self.lines) * every_BN.shape[1], len(sequences)))
             )
         else:
             bounds, index_N, sequence_N = self._proposals(pattern, sequences)
-        splits = cut(self.lines, bounds, _positions(pattern)).take(index_N)
+        splits = cut(self.lines, bounds, stage_positions(pattern)).take(index_N)
         devices_SN = np.array(sequences).T[:, sequence_N]
         winners: list[Candidate] = []
         for choice, count in enumerate(self.workload.counts):
@@ -180,7 +279,7 @@ class Search:
         bounds: list[IntArray] = []
         pairs: list[IntArray] = []
         for line in self.lines:
-            program = IntervalProgram(line, self.pricing)
+            program = self._program(line)
             proposed = [program.propose(devices, mode) for _, devices, mode in asked]
             sequence_N = np.repeat([number for number, _, _ in asked], proposed[0].shape[1])
             proposed_BN = np.concatenate(proposed, axis=1)
@@ -193,32 +292,36 @@ class Search:
         return bounds, index_N, sequence_N
 
     def _refine(self, candidate: Candidate) -> Candidate:
+        heaviest = range(len(candidate.bounds) - 2)
         while True:
             line = self.lines[candidate.line]
-            moved = list(_moves(candidate.bounds))
-            swapped = list(self._swaps(candidate.devices))
+            most = max(_MOST_PAIRS // len(candidate.devices) ** 2, 1)
+            moved = [candidate.bounds, *islice(moves(candidate.bounds, heaviest), most)]
+            swapped = list(islice(self._swaps(candidate.devices), most))
             bounds_BN = np.array([*moved, *[candidate.bounds] * len(swapped)]).T
             devices_SN = np.array([*[candidate.devices] * len(moved), *swapped]).T
-            splits = cut([line], [bounds_BN], candidate.mode.layout.positions_S)
-            score_N = evaluate(self.pricing, splits, devices_SN, candidate.mode).score_N
-            best = int(score_N.argmin())
-            if score_N[best] >= candidate.score * _SHORTER:
+            positions_S = candidate.mode.layout.positions_S
+            splits = cut([line], [bounds_BN], positions_S)
+            found = evaluate(self.pricing, splits, devices_SN, candidate.mode)
+            best = int(found.score_N.argmin())
+            if found.score_N[best] >= candidate.score * _SHORTER:
                 return candidate
             candidate = replace(
                 candidate,
-                score=float(score_N[best]),
+                score=float(found.score_N[best]),
                 bounds=tuple(bounds_BN[:, best].tolist()),
                 devices=tuple(devices_SN[:, best].tolist()),
             )
+            heaviest = by_load(positions_S, found.busy_s_SN[:, best])
 
     def _swaps(self, devices: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """The same stages with two devices exchanged, or one that had nothing to do taken in."""
         if self.order is not None:
             return
-        everywhere = range(len(self.pricing.capacity_bytes_D))
+        classes = self._device_classes()
         for stage, device in enumerate(devices):
-            for other in everywhere:
-                if other != device and other not in devices[:stage]:
+            for other, kind in enumerate(classes):
+                if kind != classes[device] and other not in devices[:stage]:
                     exchange = {device: other, other: device}
                     yield tuple(exchange.get(d, d) for d in devices)
 
@@ -227,7 +330,7 @@ class Search:
         if self.order is not None:
             return list(combinations(self.order, stages))
         classes = self._device_classes()
-        distinct = list(islice(_arrangements(classes, stages), _MOST_SEQUENCES + 1))
+        distinct = list(islice(arrangements(classes, stages), _MOST_SEQUENCES + 1))
         if len(distinct) <= _MOST_SEQUENCES:
             return distinct
         slowness_D = (self.workload.forward_s_CDO + self.workload.backward_s_CDO)[0].sum(axis=1)
@@ -241,14 +344,7 @@ class Search:
         problem = self.pricing.problem
         if problem.cluster.links:
             return list(range(len(problem.cluster.devices)))
-        work = self.workload
-        seen: dict[bytes, int] = {}
-        classes: list[int] = []
-        for device, capacity_bytes in enumerate(self.pricing.capacity_bytes_D):
-            rows = (work.forward_s_CDO[:, device].tobytes(), work.backward_s_CDO[:, device].tobytes())
-            rest = np.array([capacity_bytes, problem.optimizer_s_per_byte_D[device]]).tobytes()
-            classes.append(seen.setdefault(b"".join((*rows, rest)), device))
-        return classes
+        return device_kinds(self.workload, self.pricing)
 
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
@@ -256,53 +352,3 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     best = min(candidate.score for candidate in candidates)
     enough = best * _AS_GOOD if best < INFEASIBLE else best
     return next(candidate for candidate in candidates if candidate.score <= enough)
-
-
-def _patterns(most_stages: int, most_replicas: int) -> Iterator[Pattern]:
-    """Pipelines, replicas of the whole model, and short pipelines over all devices with some replicas."""
-    yield from ((1,) * stages for stages in range(1, most_stages + 1))
-    yield from ((replicas,) for replicas in range(2, most_replicas + 1))
-    for places in range(2, min(_MOST_PLACES, most_stages - 1) + 1):
-        for cuts in combinations(range(1, most_stages), places - 1):
-            pattern = tuple(b - a for a, b in pairwise((0, *cuts, most_stages)))
-            if max(pattern) <= most_replicas:
-                yield pattern
-
-
-def _positions(pattern: Pattern) -> tuple[int, ...]:
-    return tuple(place for place, number in enumerate(pattern) for _ in range(number))
-
-
-def _all_bounds(length: int, stages: int) -> IntArray:
-    bounds = [(0, *cuts, length + 1) for cuts in combinations(range(1, length), stages - 1)]
-    return np.array(bounds, dtype=np.int64).T
-
-
-def _moves(bounds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Boundaries with one of them moved, or two neighbours."""
-    inner, end = bounds[1:-1], bounds[-1] - 1
-    alone = [(shift,) for shift in _SHIFTS]
-    both = list(product(_PAIR_SHIFTS, repeat=2))
-    for shifts, places in ((alone, len(inner)), (both, len(inner) - 1)):
-        for place in range(places):
-            for shift in shifts:
-                stop = place + len(shift)
-                moved = (*inner[:place], *map(add, inner[place:stop], shift), *inner[stop:])
-                if all(a < b for a, b in pairwise((0, *moved, end))):
-                    yield (0, *moved, bounds[-1])
-
-
-def _arrangements(classes: Sequence[int], places: int) -> Iterator[tuple[int, ...]]:
-    """Devices for so many places, without those that only exchange interchangeable devices."""
-
-    def extend(chosen: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        if len(chosen) == places:
-            yield chosen
-            return
-        tried: set[int] = set()
-        for device, kind in enumerate(classes):
-            if device not in chosen and kind not in tried:
-                tried.add(kind)
-                yield from extend((*chosen, device))
-
-    return extend(())

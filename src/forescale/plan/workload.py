@@ -44,6 +44,7 @@ class Workload:
         storages: memory that autograd keeps, made by ``source`` and kept if a reader is in its stage.
         inputs: parts of the batch; all microbatches' parts are there from the start of a step.
         parameters, buffers: tensors of the model.
+        changing: operators whose forward changes a buffer, or that read one that changes.
     """
 
     problem: PartitionProblem
@@ -67,6 +68,7 @@ class Workload:
     trainable_bytes_I: Array
     buffers: Incidence
     buffer_bytes_I: Array
+    changing: IntArray
 
     @property
     def loss(self) -> int:
@@ -120,6 +122,7 @@ def tabulate(problem: PartitionProblem) -> Workload:
         trainable_bytes_I=parameter_bytes_I * np.array([p.trainable for p in parameters], dtype=float),
         buffers=_incidence(buffers.values()),
         buffer_bytes_I=_state_bytes(graph.buffers.values()),
+        changing=np.array(sorted({o for users in graph.changing_buffers.values() for o in users}), dtype=int),
     )
 
 

@@ -75,7 +75,7 @@ class Seconds:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Bytes:
+class Bytes:
     """Sizes for one microbatch."""
 
     tensor_bytes: Mapping[str, int]
@@ -109,7 +109,7 @@ class ModelProfile:
         Raises:
             InvalidInput: a device's kind was not measured, or a size has no value for the binding.
         """
-        sizes = self._sizes(_key(binding))
+        sizes = self.sizes(binding)
         speed_D1 = np.array([[device.speed] for device in devices])
         seconds = [self.seconds(binding, device.kind) for device in devices]
         forward_s_DP = np.stack([s.forward_s_P for s in seconds]) / speed_D1
@@ -144,6 +144,10 @@ class ModelProfile:
     def roofline(self, kind: DeviceKind) -> Roofline:
         """Effective rates of ``kind``, fitted to all that was measured on it."""
         return self._rooflines[kind]
+
+    def sizes(self, binding: Mapping[str, int]) -> Bytes:
+        """Bytes of tensors, of what is saved, and beside it, for one microbatch."""
+        return self._sizes(_key(binding))
 
     def work(self, binding: Mapping[str, int]) -> CostArrays:
         """FLOPs and bytes of every operator."""
@@ -258,7 +262,7 @@ class ModelProfile:
         return lru_cache(maxsize=KEPT_BINDINGS)(compiled)
 
     @cached_property
-    def _sizes(self) -> Callable[[_Key], _Bytes]:
+    def _sizes(self) -> Callable[[_Key], Bytes]:
         graph = self.graph
         place = {name: index for index, name in enumerate(graph.tensors)}
         sizes = [tensor_bytes(tensor.shape, tensor.dtype) for tensor in graph.tensors.values()]
@@ -268,10 +272,10 @@ class ModelProfile:
         ]
         outputs = [place[name] for name in graph.outputs]
 
-        def measure(key: _Key) -> _Bytes:
+        def measure(key: _Key) -> Bytes:
             values = np.array(table(dict(key)), dtype=np.float64)
             tensor_T = values[: len(sizes)]
-            return _Bytes(
+            return Bytes(
                 tensor_bytes=dict(zip(graph.tensors, map(int, tensor_T), strict=True)),
                 saved_bytes_R=values[len(sizes) :],
                 workspace_bytes_O=np.max([workspace(dict(key)) for workspace in workspaces], axis=0),
