@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from forescale.graph.capture import capture
 from forescale.graph.model import ModelGraph
 from forescale.graph.repeats import Repetition, disjoint, repetitions
-from models import GPT, ResNet, UNet
+from models import GPT, Residual, ResNet, UNet
 
 
 def captured(model: nn.Module, *inputs: Tensor) -> ModelGraph:
@@ -75,8 +75,7 @@ def test_what_all_blocks_read_is_the_same() -> None:
 
 def test_stages_of_a_resnet_repeat_within_themselves() -> None:
     model = ResNet(4)
-    block = model.layers[0]
-    model.layers = nn.Sequential(*(type(block)(4, 4, 1) for _ in range(3)), *list(model.layers)[1:])
+    model.layers = nn.Sequential(*(Residual(4, 4, 1) for _ in range(3)), *list(model.layers)[1:])
     graph = captured(model, torch.zeros(2, 3, 8, 8))
     found = longest(graph)
     inside = [o.module_path for o in graph.operators[found.start : found.start + found.length]]

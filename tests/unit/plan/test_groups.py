@@ -12,6 +12,7 @@ from forescale.graph.model import ModelGraph
 from forescale.plan.partition import partition, predict
 from forescale.plan.partition_plan import PartitionPlan, Schedule, Stage, replica_groups
 from forescale.plan.problem import PartitionProblem
+from forescale.plan.regrouping import regroupings
 from unit.plan.graphs import GraphBuilder, chain, problem
 
 
@@ -120,3 +121,17 @@ def test_what_fits_only_in_part_is_split_over_many() -> None:
     assert all(stage.memory_bytes <= 250_000 for stage in plan.prediction.stages)
     with pytest.raises(InfeasiblePlan):
         partition(problem(graph, speeds=(1.0,) * 12, counts=(8,), memory_bytes=30_000))
+
+
+def test_every_small_change_of_groups_is_offered() -> None:
+    """Devices 0 to 3 are of one class and 4 of another; 3 and 4 are idle or not."""
+    classes = [0, 0, 0, 0, 4]
+    changed = {tuple(groups) for groups in regroupings([0, 1, 2], [0, 0, 1], classes)}
+    assert ((0, 1, 3), (2,)) in changed  # one that was idle
+    assert ((0, 1), (4,), (2,)) in changed
+    assert ((0,), (1,), (2,)) in changed  # split
+    assert ((0, 1, 2),) in changed  # joined
+    assert ((0,), (2, 1)) in changed  # moved
+    assert not any(set(group) == {0, 3} for groups in changed for group in groups)  # exchanged with an equal
+    exchanged = {tuple(groups) for groups in regroupings([0, 1, 2, 4], [0, 0, 0, 1], classes)}
+    assert ((0, 1, 4), (2,)) in exchanged
