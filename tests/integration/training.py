@@ -23,12 +23,19 @@ from forescale.engine.train.shards import Checkpoint
 from forescale.engine.train.task import TrainingTask, batch_rows, microbatch_rows, split_rows
 from forescale.graph.capture import capture
 from forescale.graph.model import ModelGraph
-from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage, StagePrediction
+from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Shard, Stage, StagePrediction
 
-THREE_CPUS = Cluster(
-    devices=tuple(Device(name=f"cpu{i}", kind=DeviceKind.CPU, memory_bytes=1 << 32) for i in range(3)),
-    default_link=Link(bandwidth_bytes_per_s=1e9, latency_s=1e-4),
-)
+
+def cpus(count: int) -> Cluster:
+    return Cluster(
+        devices=tuple(
+            Device(name=f"cpu{i}", kind=DeviceKind.CPU, memory_bytes=1 << 32) for i in range(count)
+        ),
+        default_link=Link(bandwidth_bytes_per_s=1e9, latency_s=1e-4),
+    )
+
+
+THREE_CPUS = cpus(3)
 _NO_COST = StagePrediction(
     forward_s=0.0, backward_s=0.0, transfer_s=0.0, optimizer_s=0.0, busy_s=0.0, memory_bytes=0
 )
@@ -43,6 +50,7 @@ class Cuts:
         scatter: seed that shuffles operators between neighbouring stages, as far as order allows.
         devices: device number of each stage, and of each replica (default: 0, 1, ...).
         shares: of the microbatches, for each replica of each stage (default: no replicas).
+        weights: of the shards of each stage's replicas, None for stages that run whole (default: all do).
     """
 
     at: tuple[float, ...] = (0.5,)
@@ -52,11 +60,18 @@ class Cuts:
     recompute: bool = False
     devices: tuple[int, ...] | None = None
     shares: tuple[tuple[int, ...], ...] | None = None
+    weights: tuple[tuple[int, ...] | None, ...] | None = None
 
     def plan(self, graph: ModelGraph, kind: DeviceKind = DeviceKind.CPU) -> PartitionPlan:
         stage_of = self._stages(graph)
         shares = self.shares or ((1,),) * (len(self.at) + 1)
-        places = [(number, share) for number, group in enumerate(shares) for share in group]
+        weights = self.weights or (None,) * len(shares)
+        places = [
+            (number, share, shard)
+            for number, group in enumerate(shares)
+            for share in group
+            for shard in _shards(weights[number])
+        ]
         devices = self.devices or tuple(range(len(places)))
         stages = tuple(
             Stage(
@@ -64,8 +79,9 @@ class Cuts:
                 operators=tuple(i for i, s in enumerate(stage_of) if s == number),
                 recompute=self.recompute,
                 share=share,
+                shard=shard,
             )
-            for device, (number, share) in zip(devices, places, strict=True)
+            for device, (number, share, shard) in zip(devices, places, strict=True)
         )
         assert all(stage.operators for stage in stages), "a forced plan left a stage empty"
         return PartitionPlan(
@@ -90,6 +106,10 @@ class Cuts:
                 for index in group:
                     stage_of[index] = max(stage_of[i] for i in group)
         return stage_of
+
+
+def _shards(weights: tuple[int, ...] | None) -> list[Shard | None]:
+    return [Shard(index=i, weights=weights) for i in range(len(weights))] if weights else [None]
 
 
 @dataclass(frozen=True, kw_only=True)

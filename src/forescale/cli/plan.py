@@ -182,6 +182,7 @@ def _as_json(problem: PartitionProblem, plan: PartitionPlan, peaks_bytes: Sequen
             "modules": modules(problem.graph, stage),
             "parameters": parameters(problem.graph, stage),
             "recompute": stage.recompute,
+            "shard": asdict(stage.shard) if stage.shard else None,
             "microbatches": count,
             "receives": received_bytes(problem, plan, stage),
             **asdict(predicted),
@@ -207,8 +208,9 @@ def _show(problem: PartitionProblem, plan: PartitionPlan, peaks_bytes: Sequence[
     for stage, predicted, peak_bytes in zip(plan.stages, plan.prediction.stages, peaks_bytes, strict=True):
         paths = modules(problem.graph, stage)
         crossing = received_bytes(problem, plan, stage)
+        part = f" (shard {stage.shard.index + 1} of {len(stage.shard.weights)})" if stage.shard else ""
         shown.add_row(
-            stage.device,
+            stage.device + part,
             paths[0],
             paths[-1],
             f"{parameters(problem.graph, stage):,}",
@@ -235,14 +237,15 @@ def _received(crossing: dict[str, int]) -> str:
 
 def microbatches(plan: PartitionPlan) -> str:
     """How many, and in which order they run: ``8 microbatches (eager 1F1B)``; of replicas how many each."""
-    from forescale.plan.partition_plan import replica_groups
+    from forescale.plan.partition_plan import replica_groups, replicas
     from forescale.plan.wording import SCHEDULE_NAMES, spell_microbatches
 
-    groups = replica_groups(plan.stages)
-    if len(groups) < len(plan.stages) and len(groups) > 1:
+    groups = [replicas(group) for group in replica_groups(plan.stages)]
+    most = max(map(len, groups))
+    if most > 1 and len(groups) > 1:
         return f"microbatches: {spell_microbatches(plan)} ({SCHEDULE_NAMES[plan.schedule]})"
-    if len(groups) < len(plan.stages):  # of one stage there is one order
-        return f"{len(plan.stages)} replicas, microbatches {spell_microbatches(plan)}"
+    if most > 1:  # of one stage there is one order
+        return f"{most} replicas, microbatches {spell_microbatches(plan)}"
 
     if plan.microbatches == 1:
         return "1 microbatch"
@@ -258,6 +261,11 @@ def parameters(graph: ModelGraph, stage: Stage) -> int:
     """Numbers in the parameters a stage holds; tied ones count on every stage that holds them."""
     from math import prod
 
+    from forescale.plan.sharded import sharded
+
+    shard = sharded(graph, stage)
+    if shard is not None:
+        return sum(prod(parameter.shape) for parameter in shard.graph.parameters.values())
     held = {name for index in stage.operators for name in graph.operators[index].parameters}
     return sum(prod(graph.parameters[name].shape) for name in held)
 

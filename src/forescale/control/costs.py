@@ -25,6 +25,7 @@ class ProfiledCosts:
         rows_symbol: the graph's symbol for the rows of a batch; None if the model fixes their number.
         rows: rows where the model fixes them.
         microbatches: numbers of microbatches to choose from.
+        shardable: whether the optimizer can step parts of parameters.
     """
 
     profile: ModelProfile
@@ -33,6 +34,7 @@ class ProfiledCosts:
     rows: int
     microbatches: tuple[int, ...]
     clips_norm: bool
+    shardable: bool
 
     def problem(self, binding: Mapping[str, int], speeds: Mapping[str, float]) -> PartitionProblem:
         """The question for batches with these symbols, with devices at these speeds."""
@@ -46,6 +48,7 @@ class ProfiledCosts:
             optimizer_s_per_byte_D=self.profile.optimizer_s_per_byte(devices),
             optimizer_state_ratio=self.profile.optimizer_state_ratio,
             clips_norm=self.clips_norm,
+            shardable=self.shardable,
         )
 
     def peak_bytes(self, plan: PartitionPlan, binding: Mapping[str, int]) -> tuple[int, ...]:
@@ -64,6 +67,7 @@ class ProfiledCosts:
                 ),
                 microbatches=count,
                 in_flight=layout.in_flight(plan.schedule, index),
+                waiting=layout.waiting(plan.schedule, index),
                 recompute=stage.recompute,
                 optimizer_state_ratio=self.profile.optimizer_state_ratio,
             )
@@ -88,7 +92,14 @@ class ProfiledCosts:
         if larger:
             smaller = self.profile.microbatch_costs(part(binding, rows, small), devices)
             share = larger / count
-            for key in ("forward_s_DO", "backward_s_DO", "loss_forward_s_D", "loss_backward_s_D"):
+            for key in (
+                "forward_s_DO",
+                "backward_s_DO",
+                "input_s_DO",
+                "weight_s_DO",
+                "loss_forward_s_D",
+                "loss_backward_s_D",
+            ):
                 costs[key] = share * costs[key] + (1 - share) * smaller[key]
         return MicrobatchCosts(**costs)
 
@@ -104,6 +115,7 @@ class ProfiledCosts:
             "rows": self.rows,
             "microbatches": list(self.microbatches),
             "clips_norm": self.clips_norm,
+            "shardable": self.shardable,
         }
 
     @classmethod
@@ -125,4 +137,5 @@ class ProfiledCosts:
             rows=value["rows"],
             microbatches=tuple(value["microbatches"]),
             clips_norm=value["clips_norm"],
+            shardable=value["shardable"],
         )

@@ -32,8 +32,8 @@ MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 _MORE_MICROBATCHES = (48, 64, 96, 128, 192, 256)  # of them, twice as many as there are devices
 
 _LOOKED_AT = 8  # batches whose sizes decide at which sizes the model is measured
-_MEASURED = (4, 16)  # numbers of microbatches whose sizes are measured; costs between are interpolated
-_BUDGET_S = 1.5  # per size
+_MEASURED = (2, 4, 16)  # numbers of microbatches whose sizes are measured; costs between are interpolated
+_BUDGET_S = 1.2  # per size
 _DEVICES_BUDGET_S = 0.8
 
 
@@ -96,6 +96,7 @@ def prepare(
         rows=batch_rows(args, kwargs),
         microbatches=MICROBATCHES,
         clips_norm=task.clip_norm is not None,
+        shardable=template.shardable,
     )
     return Prepared(costs=costs, batches=chain(looked_at, batches), describe=describe)
 

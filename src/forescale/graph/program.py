@@ -91,24 +91,33 @@ def compile_program(
     outputs: Sequence[str],
     device: torch.device,
     modules: Mapping[str, Callable[..., Any]] | None = None,
+    wraps: Mapping[int, Callable[[Callable[..., Any]], Callable[..., Any]]] | None = None,
 ) -> Program:
     """Generates and compiles the function for ``operators`` (run in ascending order).
 
     Args:
         outputs: tensors to return; each is made by one of ``operators`` or is an input.
         device: where tensors that operators create (``arange``, ``full``, ...) are placed.
-        modules: callables for ``module:PATH`` targets, see :mod:`forescale.graph.modules`.
+        modules: callables for ``module:PATH`` targets, see :mod:`forescale.graph.modules`, and for
+            ``collective:KIND``, see :mod:`forescale.graph.sharding`.
+        wraps: by index of an operator, what makes the function to call instead of its own.
     """
-    writer = _Writer(graph=graph, device=device, modules=modules or {})
+    writer = _Writer(graph=graph, device=device, modules=modules or {}, wraps=wraps or {})
     return writer.program(sorted(operators), tuple(outputs))
 
 
 class _Writer:
     def __init__(
-        self, *, graph: ModelGraph, device: torch.device, modules: Mapping[str, Callable[..., Any]]
+        self,
+        *,
+        graph: ModelGraph,
+        device: torch.device,
+        modules: Mapping[str, Callable[..., Any]],
+        wraps: Mapping[int, Callable[[Callable[..., Any]], Callable[..., Any]]],
     ) -> None:
         self._graph = graph
         self._modules = modules
+        self._wraps = wraps
         self._namespace: dict[str, Any] = {"device": device}
         self._names: dict[tuple[str, str], str] = {}
         self._sizes: dict[str, str] = {}  # expression -> its name in the function
@@ -169,10 +178,12 @@ class _Writer:
     def _call(self, operator: Operator) -> list[str]:
         lines = [f"reseed({operator.index})"] if operator.random else []
         function = f"f{operator.index}"
-        if operator.target.startswith("module:"):
+        if operator.target.startswith(("module:", "collective:")):
             self._namespace[function] = self._modules[operator.target]
         else:
             self._namespace[function] = resolve_target(operator.target)
+        if wrap := self._wraps.get(operator.index):
+            self._namespace[function] = wrap(self._namespace[function])
         arguments = [self._expression(a, operator) for a in operator.args]
         arguments += [f"{k}={self._expression(v, operator)}" for k, v in operator.kwargs.items()]
         targets = [self._local("t", name) if name else "_" for name in operator.outputs]

@@ -12,7 +12,7 @@ import numpy as np
 from forescale.graph.cost import cost_table
 from forescale.graph.model import ModelGraph
 from forescale.graph.size import evaluate, tensor_bytes
-from forescale.plan.partition_plan import PartitionPlan, pipeline_positions
+from forescale.plan.partition_plan import PartitionPlan, pipeline_positions, replicas
 from forescale.plan.problem import Array
 from forescale.plan.replicas import microbatch_counts
 from forescale.plan.svg import CHARACTER_WIDTH, document, shortened, text
@@ -82,7 +82,8 @@ def draw_svg(graph: ModelGraph, plan: PartitionPlan) -> str:
             for part in _detour(cut, lanes, bottom + _DETOUR * (level + 0.6))
         ),
     ]
-    summary = f"Plan over {len(lanes)} devices, predicted step {spell_time(plan.prediction.step_s)}"
+    devices = len({stage.device for stage in plan.stages})
+    summary = f"Plan over {devices} devices, predicted step {spell_time(plan.prediction.step_s)}"
     return document(summary, width, height, parts)
 
 
@@ -186,8 +187,8 @@ def _cut(
 def _title(plan: PartitionPlan) -> list[str]:
     count = plan.microbatches
     run = f"{count} microbatches, {SCHEDULE_NAMES[plan.schedule]}" if count > 1 else "1 microbatch"
-    if len(plan.stages) > 1 and pipeline_positions(plan.stages)[-1] == 0:
-        run = f"{len(plan.stages)} replicas, microbatches {spell_microbatches(plan)}"
+    if pipeline_positions(plan.stages)[-1] == 0 and (number := len(replicas(plan.stages))) > 1:
+        run = f"{number} replicas, microbatches {spell_microbatches(plan)}"
     return [
         text(_MARGIN, 26, f"Predicted step: {spell_time(plan.prediction.step_s)}", "big"),
         text(_MARGIN, 44, f"{run}; a box's height is its computing time in a step", "soft"),
@@ -201,13 +202,14 @@ def _lane(plan: PartitionPlan, stage: int, placed: Sequence[_Placed], bottom: fl
     busy = min(predicted.busy_s / plan.prediction.step_s, 1.0) if plan.prediction.step_s else 0.0
     rail, rail_y = _LANE_WIDTH - 20, top + 29
     again = ", recomputes" if planned.recompute else ""
+    part = f", shard {planned.shard.index + 1} of {len(planned.shard.weights)}" if planned.shard else ""
     return [
         f'<rect class="lane" x="{left}" y="{top}" width="{_LANE_WIDTH}" height="{bottom - top:.1f}" rx="8"/>',
         text(left + 10, top + 20, shortened(planned.device, rail - 80), "name"),
         text(right, top + 20, f"{busy:.0%} busy", "end"),
         f'<rect class="rail" x="{left + 10}" y="{rail_y}" width="{rail}" height="6" rx="3"/>',
         f'<rect class="{colour}" x="{left + 10}" y="{rail_y}" width="{rail * busy:.1f}" height="6" rx="3"/>',
-        text(left + 10, top + 54, f"{len(planned.operators)} operators{again}", "soft"),
+        text(left + 10, top + 54, f"{len(planned.operators)} operators{part}{again}", "soft"),
         text(right, top + 54, spell_bytes(predicted.memory_bytes), "soft end"),
         *(part for box in placed for part in _drawn(box, left, colour)),
     ]

@@ -105,6 +105,7 @@ class IntervalProgram:
             choice=mode.choice,
             microbatches=mode.microbatches,
             in_flight=mode.layout.in_flight(mode.schedule, stage),
+            waiting=mode.layout.waiting(mode.schedule, stage),
         )
 
     def alone(
@@ -115,6 +116,7 @@ class IntervalProgram:
         choice: int,
         microbatches: int,
         in_flight: int,
+        waiting: int = 0,
     ) -> tuple[Array, Array, Array]:
         """Seconds per microbatch of a stage and of its links, and the penalty for what does not fit.
 
@@ -122,7 +124,7 @@ class IntervalProgram:
             beside: devices before and after it, as if all it exchanges came from one and went to the other.
         """
         pricing, spans = self._pricing, self._spans
-        bytes_K = self.footprint(choice, microbatches=microbatches, in_flight=in_flight)
+        bytes_K = self.footprint(choice, microbatches=microbatches, in_flight=in_flight, waiting=waiting)
         recompute_K = recompute_where_needed(bytes_K, pricing.capacity_bytes_D[device])
         needed_K = np.where(recompute_K, bytes_K.recomputed_bytes_K, bytes_K.peak_bytes_K)
         excess_K = np.maximum(needed_K - pricing.capacity_bytes_D[device], 0)
@@ -142,13 +144,14 @@ class IntervalProgram:
                 wire_K = wire_K + transfer_K / 2  # both ends count it
         return load_K, wire_K, np.where(excess_K > 0, INFEASIBLE + excess_K, 0)
 
-    def footprint(self, choice: int, *, microbatches: int, in_flight: int) -> Footprint:
-        """Bytes of every interval with so many microbatches in flight."""
+    def footprint(self, choice: int, *, microbatches: int, in_flight: int, waiting: int = 0) -> Footprint:
+        """Bytes of every interval with so many microbatches in flight, and waiting for gradients."""
         return footprint(
             self._spans,
             choice,
             microbatches=microbatches,
             in_flight_K=in_flight,
+            waiting_K=waiting,
             optimizer_state_ratio=self._pricing.problem.optimizer_state_ratio,
         )
 

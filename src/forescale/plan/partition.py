@@ -7,11 +7,12 @@ predict(problem, plan.stages, plan.microbatches, plan.schedule)  # the same, for
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from forescale.core.errors import InfeasiblePlan, InvalidInput
-from forescale.plan.evaluation import INFEASIBLE, Evaluation, Mode, Pricing, evaluate
+from forescale.plan.evaluation import INFEASIBLE, Evaluation, Mode, Pricing, by_device, evaluate
 from forescale.plan.line import Line, cut
 from forescale.plan.order import Atoms, gather_atoms, linear_orders
 from forescale.plan.partition_plan import (
@@ -24,10 +25,16 @@ from forescale.plan.partition_plan import (
 )
 from forescale.plan.problem import PartitionProblem
 from forescale.plan.rationale import explain
-from forescale.plan.replicas import check_replicas
+from forescale.plan.replicas import check_replicas, check_turns
 from forescale.plan.schedule import Layout
-from forescale.plan.search import Candidate, Search, choose
+from forescale.plan.search import MOST_CHUNKS, Candidate, Search, choose
+from forescale.plan.shard_costs import own_prediction, share_work
+from forescale.plan.teams import make_teams, take_apart, team_problem
 from forescale.plan.workload import Workload, tabulate
+
+_FAR_FROM = 1.2
+_WORTH_SPLITTING = 0.97
+"""Shards meet dozens of times in a step, and each time all wait for what delays one of them."""
 
 
 def partition(
@@ -36,6 +43,8 @@ def partition(
     devices_order: Sequence[str] | None = None,
     max_stages: int | None = None,
     max_replicas: int | None = None,
+    max_shards: int | None = None,
+    max_chunks: int | None = None,
     schedule: Schedule | None = None,
 ) -> PartitionPlan:
     """The split, devices, microbatch count and schedule with the shortest predicted step.
@@ -48,29 +57,38 @@ def partition(
         devices_order: names of devices; stages follow this order, and devices not in it are left out.
         max_stages: at most this many stages, replicas included.
         max_replicas: at most this many devices hold the same stage; 1 asks for a pipeline.
+        max_shards: at most this many devices split operators between them; 1 keeps operators whole.
+        max_chunks: at most this many stages of one device, which take turns then (default: 4).
         schedule: fixes the schedule; all are tried otherwise.
 
     Raises:
         InfeasiblePlan: nothing fits the devices' memory, even with recomputation.
         InvalidInput: more devices than operators, or an unknown device.
     """
-    workload, pricing = tabulate(problem), Pricing.of(problem)
+    workload = tabulate(problem)
     atoms = gather_atoms(problem.graph)
     order = None if devices_order is None else _positions(problem, devices_order)
+    if order is not None and len(set(order)) < len(order):
+        raise InvalidInput("a device is named twice in the order of devices")
     usable = len(problem.cluster.devices) if order is None else len(order)
     most_stages = usable if max_stages is None else min(max_stages, usable)
     _check_request(problem, atoms, most_stages)
     orders = linear_orders(problem.graph, atoms, problem.costs[workload.counts[0]].tensor_bytes)
     search = Search(
         workload=workload,
-        pricing=pricing,
+        pricing=Pricing.of(problem),
         lines=[_lay_out(workload, atoms, atom_order) for atom_order in orders],
-        schedules=tuple(Schedule) if schedule is None else (schedule,),
+        schedules=_schedules(problem) if schedule is None else (schedule,),
         order=order,
     )
     most_replicas = most_stages if max_replicas is None else min(max_replicas, most_stages)
-    candidates = search.run(most_stages, most_replicas)
+    candidates = search.run(most_stages, most_replicas, MOST_CHUNKS if max_chunks is None else max_chunks)
     best = choose(candidates)
+    most_shards = most_stages if max_shards is None else min(max_shards, most_stages)
+    most_shards = most_shards if problem.shardable else 1
+    split = _best_in_shards(search, most_stages, most_replicas, most_shards, best.score)
+    if split is not None and split.prediction.step_s < best.score * _WORTH_SPLITTING:
+        return explain(problem, split, candidates, None, split)
     evaluation = _evaluate(search, best)
     if best.score >= INFEASIBLE:
         raise _infeasible(search, best, evaluation)
@@ -80,7 +98,51 @@ def partition(
         schedule=best.mode.schedule,
         prediction=_prediction(evaluation),
     )
-    return explain(problem, plan, candidates, _even_step_s(search, best))
+    return explain(problem, plan, candidates, _even_step_s(search, best), split)
+
+
+def _best_in_shards(
+    search: Search, most_stages: int, most_replicas: int, most_shards: int, score: float
+) -> PartitionPlan | None:
+    """The best plan in which teams of devices split operators between them, None if there is none that fits.
+
+    Args:
+        score: of the best plan without; what is predicted to be far from it is not looked at closely.
+    """
+    workload, pricing, problem = search.workload, search.pricing, search.workload.problem
+    slowness_D = (workload.forward_s_CDO + workload.backward_s_CDO)[0].sum(axis=1)
+    devices = np.argsort(slowness_D, kind="stable").tolist() if search.order is None else list(search.order)
+    found: list[PartitionPlan] = []
+    for teams in make_teams(workload, devices[:most_stages], most_shards):
+        asked = team_problem(workload, pricing, teams)
+        work = tabulate(asked)
+        lines = [Line(work, line.position_O[:-1].tolist(), line.length) for line in search.lines]
+        order = None if search.order is None else tuple(range(len(teams)))
+        within = replace(search, workload=work, pricing=Pricing.of(asked), lines=lines, order=order)
+        alike = len({team.weights for team in teams}) == 1
+        best = choose(within.run(len(teams), min(most_replicas, len(teams)) if alike else 1, most_chunks=1))
+        if best.score > score * _FAR_FROM:
+            continue
+        stages = take_apart(problem, _stages(within, best, _evaluate(within, best)), teams)
+        plan = _fitting(problem, stages, best.mode)
+        if plan is not None and any(stage.shard for stage in plan.stages):
+            found.append(plan)
+    return min(found, key=lambda plan: plan.prediction.step_s, default=None)
+
+
+def _fitting(problem: PartitionProblem, stages: Sequence[Stage], mode: Mode) -> PartitionPlan | None:
+    """The plan with these stages, which recompute if they do not fit otherwise; None if that is no help."""
+    again = tuple(replace(stage, recompute=True) for stage in stages)
+    for tried in dict.fromkeys((tuple(stages), again)):
+        prediction = predict(problem, tried, mode.microbatches, mode.schedule)
+        if all(
+            predicted.memory_bytes <= problem.cluster.device(stage.device).memory_bytes
+            for stage, predicted in zip(tried, prediction.stages, strict=True)
+        ):
+            return PartitionPlan(
+                stages=tried, microbatches=mode.microbatches, schedule=mode.schedule, prediction=prediction
+            )
+    return None
 
 
 def predict(
@@ -94,29 +156,34 @@ def predict(
     workload = tabulate(problem)
     devices = _positions(problem, [stage.device for stage in stages])
     check_replicas(problem.graph, stages)
+    check_turns(stages, schedule)
     layout = Layout.of(stages, microbatches)
     if microbatches not in workload.counts:
         known = ", ".join(map(str, workload.counts))
         raise InvalidInput(f"no costs are known for {microbatches} microbatches, only for {known}")
     stage_of = _stage_of(problem, stages)
-    length = layout.positions_S[-1] + 1
-    bounds_B1 = np.array([*range(length), length + 1])[:, None]
-    evaluation = evaluate(
-        Pricing.of(problem),
-        cut([Line(workload, stage_of, length)], [bounds_B1], layout.positions_S),
-        np.array(devices)[:, None],
-        Mode(choice=workload.counts.index(microbatches), layout=layout, schedule=schedule),
-        np.array([stage.recompute for stage in stages])[:, None],
-    )
-    return _prediction(evaluation)
+    length, pricing = layout.positions_S[-1] + 1, Pricing.of(problem)
+    line, choice = Line(workload, stage_of, length), workload.counts.index(microbatches)
+    splits = cut([line], [np.array([*range(length), length + 1])[:, None]], layout.positions_S)
+    mode = Mode(choice=choice, layout=layout, schedule=schedule)
+    devices_S1, recompute_S1 = np.array(devices)[:, None], np.array([s.recompute for s in stages])[:, None]
+    if not any(stage.shard for stage in stages):
+        return _prediction(evaluate(pricing, splits, devices_S1, mode, recompute_S1))
+    found = share_work(pricing, line, splits, stages, devices, choice)
+    prediction = _prediction(evaluate(pricing, found.splits, devices_S1, mode, recompute_S1))
+    own = [
+        own_prediction(found, predicted, stage, (choice, device, index), len(layout.runs_S[index]))
+        for index, (predicted, stage, device) in enumerate(
+            zip(prediction.stages, stages, devices, strict=True)
+        )
+    ]
+    return replace(prediction, stages=tuple(own))
 
 
 def _positions(problem: PartitionProblem, names: Sequence[str]) -> tuple[int, ...]:
     known = [device.name for device in problem.cluster.devices]
     if unknown := [name for name in names if name not in known]:
         raise InvalidInput(f"unknown device {unknown[0]!r}; the cluster has {', '.join(known)}")
-    if len(set(names)) < len(names):
-        raise InvalidInput("a device can run one stage only, and one is named twice")
     return tuple(known.index(name) for name in names)
 
 
@@ -146,6 +213,12 @@ def _stage_of(problem: PartitionProblem, stages: Sequence[Stage]) -> list[int]:
             name = problem.graph.operators[operator].name
             raise InvalidInput(f"operator {name} would need a tensor from a later stage")
     return [stage_of[operator] for operator in range(count)]
+
+
+def _schedules(problem: PartitionProblem) -> tuple[Schedule, ...]:
+    """All, but zero-bubble only if gradients of parameters can be computed apart."""
+    split = any(costs.weight_s_DO.any() for costs in problem.costs.values())
+    return tuple(schedule for schedule in Schedule if split or schedule is not Schedule.ZERO_BUBBLE)
 
 
 def _lay_out(workload: Workload, atoms: Atoms, order: Sequence[int]) -> Line:
@@ -200,7 +273,7 @@ def _prediction(evaluation: Evaluation) -> Prediction:
         stages=tuple(
             StagePrediction(
                 forward_s=float(times.forward_s_SN[stage, 0]),
-                backward_s=float(times.backward_s_SN[stage, 0]),
+                backward_s=float(times.backward_s_SN[stage, 0] + times.weight_s_SN[stage, 0]),
                 transfer_s=float(evaluation.transfer_s_SN[stage, 0]),
                 optimizer_s=float(times.optimizer_s_SN[stage, 0]),
                 busy_s=float(evaluation.busy_s_SN[stage, 0]),
@@ -216,9 +289,11 @@ def _infeasible(search: Search, best: Candidate, evaluation: Evaluation) -> Infe
     stage = int(evaluation.excess_bytes_SN[:, 0].argmax())
     device = search.pricing.problem.cluster.devices[best.devices[stage]]
     capacity_S = search.pricing.capacity_bytes_D[list(best.devices)]
-    fixed_S = evaluation.footprint.fixed_bytes_K
-    share = float(((capacity_S - fixed_S) / (evaluation.memory_bytes_SN[:, 0] - fixed_S).clip(1)).min())
-    needed_bytes = int(np.ceil(evaluation.memory_bytes_SN[stage, 0]))
+    chunks = best.mode.layout.chunks
+    fixed_S = by_device(evaluation.footprint.fixed_bytes_K, chunks)
+    memory_S = by_device(evaluation.memory_bytes_SN[:, 0], chunks)
+    share = float(((capacity_S - fixed_S) / (memory_S - fixed_S).clip(1)).min())
+    needed_bytes = int(np.ceil(memory_S[stage]))
     ways = [f"{needed_bytes:,} bytes on {device.name}"]
     if share >= 0.01:
         ways.append(f"batches of at most {int(share * 100)}% of these rows")

@@ -9,11 +9,17 @@ from itertools import groupby
 
 
 class Schedule(StrEnum):
-    """Order of a stage's forwards and backwards."""
+    """Order of a stage's forwards and backwards.
+
+    ``interleaved-1f1b`` lets every device run several stages. ``zero-bubble`` computes gradients of
+    parameters apart from the rest of the backwards, and later.
+    """
 
     ONE_F_ONE_B = "1f1b"
     EAGER_1F1B = "eager-1f1b"
     GPIPE = "gpipe"
+    INTERLEAVED = "interleaved-1f1b"
+    ZERO_BUBBLE = "zero-bubble"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +81,7 @@ class PartitionPlan:
     """Stages in pipeline order, with the predicted cost and the reasons.
 
     The stages' order is topological: a tensor only travels from a stage to a later one that is no replica.
+    Under ``interleaved-1f1b`` the devices take turns, so that each has several stages: 0, 1, 0, 1.
     """
 
     stages: tuple[Stage, ...]
@@ -92,3 +99,20 @@ def replica_groups(stages: Sequence[Stage]) -> tuple[tuple[Stage, ...], ...]:
 def pipeline_positions(stages: Sequence[Stage]) -> tuple[int, ...]:
     """Place of every stage in the pipeline, from 0; replicas have the same."""
     return tuple(place for place, group in enumerate(replica_groups(stages)) for _ in group)
+
+
+def shards_of(group: Sequence[Stage]) -> int:
+    """In how many shards each replica of a group is split."""
+    return len(group[0].shard.weights) if group[0].shard else 1
+
+
+def replicas(group: Sequence[Stage]) -> tuple[tuple[Stage, ...], ...]:
+    """The replicas of a group, each with all its shards."""
+    shards = shards_of(group)
+    return tuple(tuple(group[first : first + shards]) for first in range(0, len(group), shards))
+
+
+def shards_with(stages: Sequence[Stage], index: int) -> tuple[Stage, ...]:
+    """The shards of a stage's replica in order; the stage alone if it is not split."""
+    every = (replica for group in replica_groups(stages) for replica in replicas(group))
+    return next(replica for replica in every if stages[index] in replica)

@@ -21,6 +21,7 @@ from forescale.plan.groups import Proposal, device_kinds, propose_groups
 from forescale.plan.interval import IntervalProgram
 from forescale.plan.line import Line, Splits, cut
 from forescale.plan.partition_plan import Schedule
+from forescale.plan.patterns import Pattern, arrangements, patterns, positions, uniform
 from forescale.plan.problem import Array
 from forescale.plan.regrouping import regroupings
 from forescale.plan.replicas import share_out
@@ -46,9 +47,7 @@ _FEWEST_SCHEDULED, _SCHEDULED_DEVICES = 6, 400
 """Proposals that are simulated with all schedules, or if that is more, as many as have so many devices."""
 _MOST_PAIRS = 500_000
 """Pairs of stages of all candidates that are simulated together."""
-
-Pattern = tuple[int, ...]
-"""On how many devices each stage of a pipeline runs."""
+MOST_CHUNKS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,17 +80,40 @@ class Search:
     order: tuple[int, ...] | None
     programs: dict[int, IntervalProgram] = field(default_factory=dict[int, IntervalProgram])
 
-    def run(self, most_stages: int, most_replicas: int) -> list[Candidate]:
+    def run(self, most_stages: int, most_replicas: int, most_chunks: int) -> list[Candidate]:
         """The best candidate of every pattern, microbatch count and schedule, the simplest first."""
         few = most_stages <= _MOST_PATTERNED
-        patterns = _patterns(most_stages, most_replicas) if few else _uniform(most_replicas)
-        explored = [(pattern, winner) for pattern in patterns for winner in self._explore(pattern)]
+        tried = patterns(most_stages, most_replicas) if few else uniform(most_replicas)
+        explored = [(pattern, winner) for pattern in tried for winner in self._explore(pattern)]
         proposed = [winner for pattern, winner in explored if not self._tries_all(pattern)]
         grouped = [] if few else self._grouped(most_stages, most_replicas)
         proposed = sorted([*proposed, *grouped], key=lambda candidate: candidate.score)
         refined = {candidate: self._refine(candidate) for candidate in proposed[:_REFINED]}
         found = [*(winner for _, winner in explored), *grouped]
-        return [refined.get(candidate, candidate) for candidate in found if candidate.score < np.inf]
+        candidates = [refined.get(c, c) for c in found if c.score < np.inf]
+        return candidates + self._interleaved(candidates, most_chunks)
+
+    def _interleaved(self, candidates: Sequence[Candidate], most_chunks: int) -> list[Candidate]:
+        """The devices of the best pipeline take turns, more and more often while that is faster."""
+        pipelines = [
+            c for c in candidates if c.mode.microbatches > 1 and len(c.bounds) == len(c.devices) + 1 > 2
+        ]
+        found: list[Candidate] = []
+        if Schedule.INTERLEAVED not in self.schedules or not pipelines:
+            return found
+        best = min(pipelines, key=lambda candidate: candidate.score)
+        line, devices, choice = self.lines[best.line], best.devices, best.mode.choice
+        for chunks in range(2, min(most_chunks, line.length // len(devices)) + 1):
+            layout = Layout.pipeline(chunks * len(devices), best.mode.microbatches, chunks)
+            mode = Mode(choice=choice, layout=layout, schedule=Schedule.INTERLEAVED)
+            bounds_BN = self._program(line).propose(chunks * devices, mode)
+            bounds_BN[-1] = line.length + 1
+            devices_SN = np.repeat(np.array([chunks * devices]).T, bounds_BN.shape[1], axis=1)
+            start = self._best(cut([line], [bounds_BN]), devices_SN, mode)
+            found.append(self._refine(replace(start, line=best.line)))
+            if found[-1].score >= min(candidate.score for candidate in (*candidates, *found[:-1])):
+                break
+        return found
 
     def _grouped(self, most_stages: int, most_replicas: int) -> list[Candidate]:
         """What is proposed for many devices, the best with all schedules; fewer devices first."""
@@ -170,7 +192,11 @@ class Search:
         return list({tuple(classes[device] for device in row): tuple(row) for row in rows}.values())
 
     def _orders(self, pattern: Pattern, count: int) -> Sequence[Schedule]:
-        return self.schedules if len(pattern) > 1 and count > 1 else self.schedules[:1]
+        """Schedules that differ: with one microbatch, only zero-bubble does from the first."""
+        if len(pattern) == 1:
+            return self.schedules[:1]
+        known = [s for s in self.schedules if s is not Schedule.INTERLEAVED] or self.schedules
+        return [s for n, s in enumerate(known) if not n or count > 1 or s is Schedule.ZERO_BUBBLE]
 
     def _layout(self, pattern: Pattern, devices: tuple[int, ...], choice: int) -> Layout | None:
         """How replicas on these devices share the microbatches; None if one would get none."""
@@ -185,7 +211,7 @@ class Search:
             return None
         return Layout(
             microbatches=count,
-            positions_S=_positions(pattern),
+            positions_S=positions(pattern),
             runs_S=tuple(runs for group in shares for runs in deal(group, count)),
         )
 
@@ -209,7 +235,7 @@ class Search:
             )
         else:
             bounds, index_N, sequence_N = self._proposals(pattern, sequences)
-        splits = cut(self.lines, bounds, _positions(pattern)).take(index_N)
+        splits = cut(self.lines, bounds, positions(pattern)).take(index_N)
         devices_SN = np.array(sequences).T[:, sequence_N]
         winners: list[Candidate] = []
         for choice, count in enumerate(self.workload.counts):
@@ -299,7 +325,7 @@ class Search:
         if self.order is not None:
             return list(combinations(self.order, stages))
         classes = self._device_classes()
-        distinct = list(islice(_arrangements(classes, stages), _MOST_SEQUENCES + 1))
+        distinct = list(islice(arrangements(classes, stages), _MOST_SEQUENCES + 1))
         if len(distinct) <= _MOST_SEQUENCES:
             return distinct
         slowness_D = (self.workload.forward_s_CDO + self.workload.backward_s_CDO)[0].sum(axis=1)
@@ -321,30 +347,6 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     best = min(candidate.score for candidate in candidates)
     enough = best * _AS_GOOD if best < INFEASIBLE else best
     return next(candidate for candidate in candidates if candidate.score <= enough)
-
-
-def _patterns(most_stages: int, most_replicas: int) -> Iterator[Pattern]:
-    """All there are: pipelines, replicas of the whole model, and pipelines with some replicas."""
-    yield from ((1,) * stages for stages in range(1, most_stages + 1))
-    yield from ((replicas,) for replicas in range(2, most_replicas + 1))
-    for devices in range(3, most_stages + 1):
-        for places in range(2, devices):
-            for cuts in combinations(range(1, devices), places - 1):
-                pattern = tuple(b - a for a, b in pairwise((0, *cuts, devices)))
-                if max(pattern) <= most_replicas:
-                    yield pattern
-
-
-def _uniform(most_replicas: int) -> Iterator[Pattern]:
-    """One device alone, and replicas of the whole model on a power of two of them, or on all."""
-    yield (1,)
-    yield from ((2**power,) for power in range(1, most_replicas.bit_length()) if 2**power < most_replicas)
-    if most_replicas > 1:
-        yield (most_replicas,)
-
-
-def _positions(pattern: Pattern) -> tuple[int, ...]:
-    return tuple(place for place, number in enumerate(pattern) for _ in range(number))
 
 
 def _all_bounds(length: int, stages: int) -> IntArray:
@@ -376,19 +378,3 @@ def _moves(bounds: tuple[int, ...], places: Iterable[int]) -> Iterator[tuple[int
             moved = (*inner[:place], *map(add, inner[place:stop], shift), *inner[stop:])
             if all(a < b for a, b in pairwise((0, *moved, end))):
                 yield (0, *moved, bounds[-1])
-
-
-def _arrangements(classes: Sequence[int], places: int) -> Iterator[tuple[int, ...]]:
-    """Devices for so many places, without those that only exchange interchangeable devices."""
-
-    def extend(chosen: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        if len(chosen) == places:
-            yield chosen
-            return
-        tried: set[int] = set()
-        for device, kind in enumerate(classes):
-            if device not in chosen and kind not in tried:
-                tried.add(kind)
-                yield from extend((*chosen, device))
-
-    return extend(())

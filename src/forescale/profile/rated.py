@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from forescale.core.cluster import Device, DeviceKind
 from forescale.graph.cost import CostArrays
 from forescale.graph.model import ModelGraph
+from forescale.graph.separable import separable_operators
 from forescale.profile.hardware import DISPATCH_S
 from forescale.profile.measurement import Array
 from forescale.profile.model import Costs, KindProfile, ModelProfile
@@ -55,9 +57,13 @@ class RatedProfile(ModelProfile):
         loss_s_D = np.array(
             [2 * sizes.output_bytes / self._bandwidth(device) / device.speed for device in devices]
         )
+        backward_s_DO = np.stack([backward_s_O for _, backward_s_O in seconds])
+        weight_share_O = self._weight_share_O
         return Costs(
             forward_s_DO=np.stack([forward_s_O for forward_s_O, _ in seconds]),
-            backward_s_DO=np.stack([backward_s_O for _, backward_s_O in seconds]),
+            backward_s_DO=backward_s_DO,
+            input_s_DO=(1 - weight_share_O) * backward_s_DO,
+            weight_s_DO=weight_share_O * backward_s_DO,
             loss_forward_s_D=loss_s_D,
             loss_backward_s_D=loss_s_D,
             tensor_bytes=sizes.tensor_bytes,
@@ -70,6 +76,15 @@ class RatedProfile(ModelProfile):
         """Parameters, gradients and state are read; parameters and state written."""
         moved = 3 + 2 * self.optimizer_state_ratio
         return np.array([moved / self._bandwidth(device) / device.speed for device in devices])
+
+    @cached_property
+    def _weight_share_O(self) -> Array:
+        """How much of a backward are gradients of parameters: half of a product, if its input has one too."""
+        share_O = np.zeros(len(self.graph.operators))
+        for index in separable_operators(self.graph, range(len(share_O))):
+            inputs = [self.graph.tensors[name] for name in self.graph.operators[index].inputs]
+            share_O[index] = 0.5 if any(tensor.requires_grad for tensor in inputs) else 1.0
+        return share_O
 
     def _bandwidth(self, device: Device) -> float:
         return self.rates[device.name].memory_bandwidth_bytes_per_s

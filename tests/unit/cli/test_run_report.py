@@ -46,6 +46,7 @@ def simulated_report(*, adapt: bool = True) -> TrainingReport:
             rows=8,
             microbatches=(1, 2, 4, 8),
             clips_norm=False,
+            shardable=True,
         ),
         overhead_s=0.01,
         log_path=Path("run") / "log.jsonl",

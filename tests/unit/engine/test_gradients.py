@@ -1,45 +1,16 @@
-"""Sums over workers, with threads for workers and queues for links."""
+"""Sums of gradients over workers, with threads for workers."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from queue import Queue
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from forescale.engine.train.gradients import sum_shared
-
-
-@dataclass
-class Arrival:
-    queue: Queue[torch.Tensor] | None = None
-    into: torch.Tensor | None = None
-
-    def wait(self) -> None:
-        if self.queue is not None and self.into is not None:
-            self.into.copy_(self.queue.get(timeout=20))
-
-
-@dataclass
-class Worker:
-    """Stands for ``Peers``: tensors arrive in the order they were sent."""
-
-    rank: int
-    links: dict[tuple[int, int], Queue[torch.Tensor]]
-    sent_bytes: int = 0
-
-    def send(self, tensor: torch.Tensor, to: int) -> Arrival:
-        self.links[self.rank, to].put(tensor.clone())
-        self.sent_bytes += tensor.nbytes
-        return Arrival()
-
-    def receive(self, tensor: torch.Tensor, source: int) -> Arrival:
-        return Arrival(self.links[source, self.rank], tensor)
-
+from forescale.engine.train.gradients import SharedGradient, sum_shared
+from forescale.plan.extents import WHOLE, Extent
+from unit.engine.threads import on_workers
 
 SHAPES = {"tied": (3, 5), "large": (4_500_000,), "small": (7,), "one": (1,), "wide": torch.Size((2, 3, 4, 4))}
 HOLDERS = {"tied": (0, 2), "large": (0, 1, 2), "small": (0, 1, 2), "one": (0, 1, 2), "wide": (1, 2)}
@@ -58,20 +29,27 @@ def held(rank: int) -> dict[str, nn.Parameter]:
     return parameters
 
 
+def summed(
+    owned: Sequence[Mapping[str, nn.Parameter]], shared: Sequence[Sequence[SharedGradient]]
+) -> list[Any]:
+    """Adds up what workers hold; returns them."""
+    _, workers = on_workers(
+        len(owned), lambda peers: sum_shared(owned[peers.rank], shared[peers.rank], peers)
+    )
+    return workers
+
+
 def test_every_holder_ends_with_the_same_sum_to_the_bit() -> None:
-    links: Any = defaultdict(Queue)
-    for source in range(3):
-        for target in range(3):
-            _ = links[source, target]
-    workers = [Worker(rank, links) for rank in range(3)]
     owned = [held(rank) for rank in range(3)]
-
-    def run(rank: int) -> None:
-        peers: Any = workers[rank]
-        sum_shared(owned[rank], HOLDERS, peers)
-
-    with ThreadPoolExecutor(3) as threads:
-        list(threads.map(run, range(3)))
+    shared = [
+        [
+            SharedGradient(name=name, extent=WHOLE, ranks=ranks, adds=True)
+            for name, ranks in HOLDERS.items()
+            if rank in ranks
+        ]
+        for rank in range(3)
+    ]
+    workers = summed(owned, shared)
     for name, ranks in HOLDERS.items():
         parts = [gradient(name, rank) for rank in ranks if (name, rank) != ("small", 1)]
         sums = [owned[rank][name].grad for rank in ranks]
@@ -79,3 +57,26 @@ def test_every_holder_ends_with_the_same_sum_to_the_bit() -> None:
         assert all(torch.equal(sums[0], other) for other in sums[1:])  # type: ignore[arg-type]
     # Everybody adds up a third and sends it on: 4/3 of what all hold, not twice as much.
     assert workers[0].sent_bytes < 1.4 * 4 * (4_500_000 + 100)
+
+
+def test_a_whole_parameter_and_its_parts_are_added_up() -> None:
+    """The first worker holds two rows, the second the third; two more, of one replica, hold all."""
+    top, rest = Extent(((0, ((0, 2),)),)), Extent(((0, ((2, 3),)),))
+    parameters = [nn.Parameter(torch.zeros(rows, 4)) for rows in (2, 1, 3, 3)]
+    values = torch.arange(12.0).view(3, 4)
+    for parameter, own in zip(parameters, (values[:2], values[2:], 100 * values, 100 * values), strict=True):
+        parameter.grad = own.clone()
+
+    def part(extent: Extent, *ranks: int, adds: bool = True) -> SharedGradient:
+        return SharedGradient(name="w", extent=extent, ranks=ranks, adds=adds)
+
+    shared = [
+        [part(WHOLE, 0, 2, 3)],
+        [part(WHOLE, 1, 2, 3)],
+        [part(top, 0, 2, 3), part(rest, 1, 2, 3)],
+        [part(top, 0, 2, 3, adds=False), part(rest, 1, 2, 3, adds=False)],
+    ]
+    summed([{"w": parameter} for parameter in parameters], shared)
+    for parameter, expected in zip(parameters, (values[:2], values[2:], values, values), strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.grad, 101 * expected)

@@ -89,7 +89,9 @@ def test_stages_have_replicas_of_their_own_number() -> None:
 
 def test_only_the_stage_that_changes_a_buffer_has_no_replicas() -> None:
     for devices in (3, 12):
-        request = problem(blocks(8, parameter_elements=10, changes=0), speeds=(1.0,) * devices, counts=(8,))
+        seconds = [20.0 if operator == 16 else 1.0 for operator in range(24)]  # one that cannot be cut
+        graph = blocks(8, parameter_elements=10, changes=0)
+        request = problem(graph, speeds=(1.0,) * devices, seconds=seconds, counts=(8,))
         plan = partition(request)
         changing = [group for group in replica_groups(plan.stages) if 2 in group[0].operators]
         assert [len(group) for group in changing] == [1]

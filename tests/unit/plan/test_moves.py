@@ -7,8 +7,9 @@ import pytest
 from chain_model import GB, ChainCosts, batch, chain_graph
 from forescale.core.cluster import Link
 from forescale.graph.model import Buffer, BufferUpdate, ModelGraph, Parameter
-from forescale.plan.moves import Move, holders, move_bytes, move_s, moves
-from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage
+from forescale.plan.extents import WHOLE, Extent
+from forescale.plan.moves import Holding, Move, gradient_sums, held_by, holdings, move_bytes, move_s, moves
+from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Shard, Stage
 
 PARAMETER_BYTES = 256 * 256 * 4
 
@@ -43,8 +44,8 @@ def tied_graph() -> ModelGraph:
 
 
 def test_holders_are_readers_in_pipeline_order() -> None:
-    held = holders(tied_graph(), plan(("b", range(2)), ("a", range(2, 4))))
-    assert held == {
+    held = holdings(tied_graph(), plan(("b", range(2)), ("a", range(2, 4))))
+    assert {name: tuple(h.device for h in holders) for name, holders in held.items()} == {
         "tied": ("b", "a"),
         "unread": ("b",),
         "p0": ("b",),
@@ -53,6 +54,7 @@ def test_holders_are_readers_in_pipeline_order() -> None:
         "p3": ("a",),
         "mean": ("a",),
     }
+    assert held_by(held, "a") == dict.fromkeys(("tied", "p2", "p3", "mean"), WHOLE)
 
 
 def test_the_same_plan_moves_nothing() -> None:
@@ -100,3 +102,67 @@ def test_move_time_counts_each_link_once() -> None:
     before = plan(("cpu0", range(12)), ("cpu1", range(12, 24)))
     after = plan(("cpu0", range(10)), ("cpu1", range(10, 24)))
     assert move_s(problem, before, after) == pytest.approx(0.5 + 2 * 3 * PARAMETER_BYTES / GB)
+
+
+def linears() -> ModelGraph:
+    """Four operators that can be split: the first by its columns, the second by its rows, and so on."""
+    graph = chain_graph(4)
+    tensors = {n: replace(t, shape=("rows", "length", 256)) for n, t in graph.tensors.items()}
+    return replace(graph, tensors=tensors)
+
+
+def shards(graph: ModelGraph, weights: tuple[int, ...]) -> PartitionPlan:
+    """All operators, split between devices a, b and so on."""
+    whole = plan(("a", range(len(graph.operators))))
+    return replace(
+        whole,
+        stages=tuple(
+            replace(whole.stages[0], device=device, shard=Shard(index=index, weights=weights))
+            for index, device in zip(range(len(weights)), "abc", strict=False)
+        ),
+    )
+
+
+def test_shards_are_sent_their_parts() -> None:
+    graph = linears()
+    whole, split = plan(("a", range(4))), shards(graph, (3, 1))
+    held = holdings(graph, split)
+    assert set(held_by(held, "b").values()) == {Extent(((1, ((192, 256),)),)), Extent(((0, ((192, 256),)),))}
+    changes = moves(graph, whole, split)
+    assert {move.name: move.extent for move in changes} == held_by(held, "b")
+    assert {(move.source, move.target) for move in changes} == {("a", "b")}
+    assert move_bytes(graph, whole, split, 2.0) == 3 * PARAMETER_BYTES
+
+
+def test_a_whole_is_put_together_from_shards() -> None:
+    graph = linears()
+    split, whole = shards(graph, (3, 1)), plan(("c", range(4)))
+    changes = moves(graph, split, whole)
+    assert [(m.name, m.source) for m in changes] == [(f"p{i}", device) for i in range(4) for device in "ab"]
+    assert move_bytes(graph, split, whole, 2.0) == 3 * 4 * PARAMETER_BYTES
+
+
+def test_only_the_difference_of_two_splits_is_sent() -> None:
+    graph = linears()
+    uneven, even = shards(graph, (3, 1)), shards(graph, (1, 1))
+    changes = moves(graph, uneven, even)
+    assert {(move.source, move.target) for move in changes} == {("a", "b")}
+    assert {spans for move in changes for _, spans in move.extent.axes} == {((128, 192),)}
+    assert {(move.source, move.target) for move in moves(graph, even, uneven)} == {("b", "a")}
+
+
+def test_replicas_add_up_the_gradients_of_the_same_parts() -> None:
+    graph = linears()
+    one = shards(graph, (3, 1))
+    other = tuple(replace(stage, device=device) for stage, device in zip(one.stages, "cd", strict=True))
+    assert gradient_sums(holdings(graph, one)) == ()
+    sums = gradient_sums(holdings(graph, replace(one, stages=(*one.stages, *other))))
+    assert {one.devices for one in sums} == {("a", "c"), ("b", "d")}
+    assert all(one.adding == one.devices and one.extent != WHOLE for one in sums)
+    assert len(sums) == 2 * 4
+
+
+def test_replicas_add_up_what_their_shards_hold_whole_shard_by_shard() -> None:
+    held = [Holding(device=device, replica=i // 2) for i, device in enumerate("abcd")]
+    sums = gradient_sums({"p": held})
+    assert [(one.devices, one.adding) for one in sums] == [(("a", "c"),) * 2, (("b", "d"),) * 2]

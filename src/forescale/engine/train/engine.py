@@ -31,14 +31,15 @@ from forescale.engine.train.assignment import Assignment
 from forescale.engine.train.crew import START_LIMIT_S, Crew
 from forescale.engine.train.hand_over import encode_batch
 from forescale.engine.train.optimizer import OptimizerTemplate
+from forescale.engine.train.parts import cut
 from forescale.engine.train.profiling import WorkerProfile
 from forescale.engine.train.shards import Checkpoint, Shard, checkpoint_path, complete
 from forescale.engine.train.task import Batch, TrainingTask, batch_rows, microbatch_rows, split_rows
-from forescale.engine.train.wiring import wire
+from forescale.engine.train.wiring import fed_inputs
 from forescale.graph.capture import CapturedModel
-from forescale.plan.moves import holders
+from forescale.plan.moves import held_by, holdings
 from forescale.plan.partition_plan import PartitionPlan, replica_groups
-from forescale.plan.replicas import check_replicas
+from forescale.plan.replicas import check_replicas, check_turns
 
 
 @dataclass(slots=True)
@@ -83,8 +84,9 @@ class TrainingEngine:
         self._ranks = {name: rank for rank, name in enumerate(self._names)}
         self._task: TrainingTask
         self._captured: CapturedModel
+        self._template: OptimizerTemplate
         self._plan: PartitionPlan
-        self._fed: Mapping[str, tuple[str, ...]]  # device -> the batch inputs its stage reads
+        self._fed: Mapping[str, tuple[str, ...]]  # device -> the batch inputs its stages read
         self._ends: Set[str]  # the devices of the last stage
         self._steps: dict[int, _StepInFlight] = {}
         self._switches: dict[int, _Switch] = {}
@@ -113,7 +115,7 @@ class TrainingEngine:
 
     def set_up(self, task: TrainingTask, captured: CapturedModel, template: OptimizerTemplate) -> None:
         """Waits for the workers and tells them what they will train."""
-        self._task, self._captured = task, captured
+        self._task, self._captured, self._template = task, captured, template
         self._answers("ready", START_LIMIT_S)
         buffers = {n: v.detach().cpu() for n, v in captured.state.items() if n in captured.graph.buffers}
         assignment = Assignment(
@@ -157,11 +159,13 @@ class TrainingEngine:
         """Gives every worker its part of the model, with the state of ``checkpoint`` if there is one.
 
         Raises:
-            InvalidInput: the plan has replicas of a stage that changes buffers.
+            InvalidInput: the plan has replicas or shards that cannot train as one.
         """
         check_replicas(self._captured.graph, plan.stages)
+        self._template.check(plan)
+        check_turns(plan.stages, plan.schedule)
         self._enact(plan)
-        held = holders(self._captured.graph, plan)
+        held = holdings(self._captured.graph, plan)
         persistent = set(checkpoint.names()) if checkpoint else set[str]()
         header = {
             "type": "start",
@@ -170,11 +174,8 @@ class TrainingEngine:
             "schedule": checkpoint.trainer["schedule"] if checkpoint else None,
         }
         for name in self._names:
-            values = {
-                n: self._captured.state[n]
-                for n, devices in held.items()
-                if name in devices and n not in persistent
-            }
+            mine = held_by(held, name)
+            values = {n: cut(self._captured.state[n], mine[n]) for n in mine if n not in persistent}
             meta, frames = pack(values)
             self._crew.send(name, {**header, "tensors": meta}, [pickle.dumps(plan), *frames])
         self._answers("started")
@@ -238,8 +239,7 @@ class TrainingEngine:
 
     def _enact(self, plan: PartitionPlan) -> None:
         self._plan = plan
-        graph = self._captured.graph
-        self._fed = {stage.device: wire(graph, plan, i).fed for i, stage in enumerate(plan.stages)}
+        self._fed = fed_inputs(self._captured.graph, plan)
         self._ends = {stage.device for stage in replica_groups(plan.stages)[-1]}
 
     def _weights(self, batch: Batch, parts: Sequence[int]) -> list[float]:
@@ -257,9 +257,11 @@ class TrainingEngine:
         """Lets the workers prepare a plan; it is switched to at a step boundary soon after.
 
         Raises:
-            InvalidInput: the plan has replicas of a stage that changes buffers.
+            InvalidInput: the plan has replicas or shards that cannot train as one.
         """
         check_replicas(self._captured.graph, command.plan.stages)
+        self._template.check(command.plan)
+        check_turns(command.plan.stages, command.plan.schedule)
         self._plans_made += 1
         self._switches[self._plans_made] = _Switch(command=command, before=self._plan)
         self._next_switch = self._plans_made

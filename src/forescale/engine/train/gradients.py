@@ -2,80 +2,121 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from forescale.engine.train.collectives import sum_over
+from forescale.engine.train.parts import cut, paste
 from forescale.engine.train.peers import Peers
+from forescale.graph.model import ModelGraph
+from forescale.plan.extents import WHOLE, Extent
+from forescale.plan.moves import Holding, gradient_sums, held_by
 
 _BUCKET_BYTES = 16 << 20
 """Of gradients that travel together (Li et al., *PyTorch Distributed*, VLDB 2020)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedGradient:
+    """A gradient, or the part of one, that several workers add up.
+
+    Attributes:
+        extent: where it lies in this worker's gradient.
+        ranks: all that hold it, in pipeline order.
+        adds: whether this worker's gradient counts; if not, it is in another's already.
+    """
+
+    name: str
+    extent: Extent
+    ranks: tuple[int, ...]
+    adds: bool
+
+
+def shared_gradients(
+    graph: ModelGraph, held: Mapping[str, Sequence[Holding]], device: str, ranks: Mapping[str, int]
+) -> tuple[SharedGradient, ...]:
+    """The sums a device takes part in.
+
+    Args:
+        held: see :func:`forescale.plan.moves.holdings`.
+        ranks: device name -> rank.
+    """
+    trainable = {n: h for n, h in held.items() if n in graph.parameters and graph.parameters[n].trainable}
+    extents = held_by(trainable, device)
+    return tuple(
+        SharedGradient(
+            name=one.name,
+            extent=one.extent.within(extents[one.name]),
+            ranks=tuple(ranks[d] for d in one.devices),
+            adds=device in one.adding,
+        )
+        for one in gradient_sums(trainable)
+        if device in one.devices
+    )
+
+
 def sum_shared(
-    parameters: Mapping[str, nn.Parameter], holders: Mapping[str, Sequence[int]], peers: Peers
+    parameters: Mapping[str, nn.Parameter], shared: Iterable[SharedGradient], peers: Peers
 ) -> None:
     """Adds up the gradients of parameters that several workers hold; every holder ends with the same sum.
 
     Args:
-        holders: for every such parameter, the ranks that hold it, in pipeline order.
+        shared: what this worker takes part in, in the same order on all workers.
     """
-    groups: dict[tuple[tuple[int, ...], torch.dtype], list[nn.Parameter]] = {}
-    for name, ranks in holders.items():
-        if peers.rank in ranks:
-            groups.setdefault((tuple(ranks), parameters[name].dtype), []).append(parameters[name])
+    groups: dict[tuple[tuple[int, ...], torch.dtype], list[SharedGradient]] = {}
+    for one in shared:
+        groups.setdefault((one.ranks, parameters[one.name].dtype), []).append(one)
     for (ranks, _), group in groups.items():
-        for bucket in _buckets(group):
-            gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket]
+        for bucket in _buckets(group, parameters):
+            gradients = [_contribution(parameters[one.name], one) for one in bucket]
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            _sum_over(flat, ranks, peers)
-            sizes = [parameter.numel() for parameter in bucket]
-            for parameter, total in zip(bucket, flat.split(sizes), strict=True):
-                parameter.grad = total.view(parameter.shape)
+            sum_over(flat, ranks, peers)
+            sizes = [gradient.numel() for gradient in gradients]
+            for one, gradient, total in zip(bucket, gradients, flat.split(sizes), strict=True):
+                _set(parameters[one.name], one.extent, total.view(gradient.shape))
 
 
-def _buckets(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def _contribution(parameter: nn.Parameter, one: SharedGradient) -> torch.Tensor:
+    if one.adds and parameter.grad is not None:
+        return cut(parameter.grad, one.extent)
+    return parameter.new_zeros(one.extent.shape(parameter.shape))
+
+
+def _set(parameter: nn.Parameter, extent: Extent, total: torch.Tensor) -> None:
+    if extent == WHOLE:
+        parameter.grad = total
+        return
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    paste(parameter.grad, extent, total)
+
+
+def _buckets(
+    shared: Iterable[SharedGradient], parameters: Mapping[str, nn.Parameter]
+) -> Iterator[list[SharedGradient]]:
     """Neighbours together, up to a size."""
-    bucket: list[nn.Parameter] = []
-    size_bytes = 0
-    for parameter in parameters:
-        if bucket and size_bytes + parameter.nbytes > _BUCKET_BYTES:
+    bucket: list[SharedGradient] = []
+    bucket_bytes = 0
+    for one in shared:
+        parameter = parameters[one.name]
+        size_bytes = math.prod(one.extent.shape(parameter.shape)) * parameter.element_size()
+        if bucket and bucket_bytes + size_bytes > _BUCKET_BYTES:
             yield bucket
-            bucket, size_bytes = [], 0
-        bucket.append(parameter)
-        size_bytes += parameter.nbytes
+            bucket, bucket_bytes = [], 0
+        bucket.append(one)
+        bucket_bytes += size_bytes
     yield bucket
-
-
-def _sum_over(flat: torch.Tensor, ranks: Sequence[int], peers: Peers) -> None:
-    """Sums in place over workers: each adds up one piece and sends it to the others.
-
-    Patarasuk and Yuan, *Bandwidth Optimal All-reduce Algorithms*, 2009, without their ring. One worker adds
-    each piece, so that all holders stay equal to the bit.
-    """
-    pieces = dict(zip(ranks, flat.tensor_split(len(ranks)), strict=True))
-    own = pieces[peers.rank]
-    others = [rank for rank in ranks if rank != peers.rank]
-    parts = {rank: torch.empty_like(own) for rank in others}
-    _exchange({rank: pieces[rank] for rank in others}, parts, peers)
-    parts[peers.rank] = own
-    own.copy_(torch.stack([parts[rank] for rank in ranks]).sum(0))
-    _exchange(dict.fromkeys(others, own), {rank: pieces[rank] for rank in others}, peers)
-
-
-def _exchange(sent: Mapping[int, torch.Tensor], received: Mapping[int, torch.Tensor], peers: Peers) -> None:
-    works = [peers.receive(tensor, rank) for rank, tensor in received.items() if tensor.numel()]
-    works += [peers.send(tensor, rank) for rank, tensor in sent.items() if tensor.numel()]
-    for work in works:
-        work.wait()
 
 
 def clip(owned: Sequence[nn.Parameter], held: Sequence[nn.Parameter], norm: float, peers: Peers) -> None:
     """Scales all gradients so that their global norm is at most ``norm``, as ``clip_grad_norm_`` does.
 
     Args:
-        owned: parameters this worker counts (each parameter is counted by one worker).
+        owned: parameters this worker counts (each element of a parameter is counted by one worker).
         held: parameters whose gradients this worker scales.
     """
     gradients = [p.grad for p in owned if p.grad is not None]

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from forescale.engine.train.optimizer import WorkerOptimizer
+from forescale.engine.train.parts import cut, cut_state, owning
 from forescale.graph.model import ModelGraph
+from forescale.plan.extents import WHOLE, Extent
 
 _ALIGNMENT_BYTES = 64
 _LARGE_BYTES = 1 << 18  # from here on, a message of its own costs less than a copy
@@ -42,6 +44,17 @@ class Holdings:
         self.tensors[name] = held
         self.optimizer.hold(name, held, state)
 
+    def hold_part(self, name: str, whole: torch.Tensor, state: dict[str, Any], extent: Extent) -> None:
+        """Takes over an extent of a whole parameter or buffer."""
+        if extent == WHOLE:
+            self.hold(name, whole, state)
+            return
+        parts = {
+            k: owning(v) if isinstance(v, torch.Tensor) else v
+            for k, v in cut_state(state, whole, extent).items()
+        }
+        self.hold(name, owning(cut(whole, extent)), parts)
+
     def release(self, names: Iterable[str]) -> None:
         gone = [self.tensors.pop(name) for name in names]
         self.optimizer.release(p for p in gone if isinstance(p, nn.Parameter))
@@ -58,6 +71,11 @@ class Holdings:
         """Optimiser state of a parameter; empty for buffers and before the first step."""
         tensor = self.tensors[name]
         return self.optimizer.state(tensor) if isinstance(tensor, nn.Parameter) else {}
+
+    def part(self, name: str, extent: Extent) -> tuple[torch.Tensor, dict[str, Any]]:
+        """A extent of what is held, with its optimiser state, where possible as views."""
+        whole = self.tensors[name].detach()
+        return cut(whole, extent), cut_state(self.state(name), whole, extent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +118,8 @@ class Parcel:
 Entry = tuple[str, Slot, dict[str, Any]]
 
 
-def pack(holdings: Holdings, names: Iterable[str]) -> Parcel:
-    """Gathers what another worker is to be sent."""
+def pack(holdings: Holdings, wanted: Iterable[tuple[str, Extent]]) -> Parcel:
+    """Gathers what another worker is to be sent: names, and how much of what is held under them."""
     entries: list[Entry] = []
     small: list[tuple[Slot, torch.Tensor]] = []
     large: list[torch.Tensor] = []
@@ -119,10 +137,11 @@ def pack(holdings: Holdings, names: Iterable[str]) -> Parcel:
         small.append((slot, tensor))
         return slot
 
-    for name in names:
-        value = place(holdings.tensors[name].detach())
-        state = {k: place(v) if isinstance(v, torch.Tensor) else v for k, v in holdings.state(name).items()}
-        entries.append((name, value, state))
+    for name, extent in wanted:
+        value, states = holdings.part(name, extent)
+        slot = place(value)
+        state = {k: place(v) if isinstance(v, torch.Tensor) else v for k, v in states.items()}
+        entries.append((name, slot, state))
     header = pickle.dumps(entries)
     prefix = len(header).to_bytes(8, "little") + header
     start = _aligned(len(prefix))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from forescale.core.errors import TaskFailed
+from forescale.core.errors import InvalidInput, TaskFailed
 from forescale.engine.train.task import TrainingTask
+from forescale.plan.partition_plan import PartitionPlan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,17 +25,32 @@ class OptimizerTemplate:
         group_of: index of the parameter group, by parameter name; frozen ones and those the user
             left out are absent.
         state_ratio: bytes of optimiser state per byte of parameters (AdamW: 2).
+        shardable: whether a parameter may be stepped in parts, each by itself.
     """
 
     optimizer: Optimizer
     group_of: Mapping[str, int]
     state_ratio: float
+    shardable: bool = True
 
     def fresh(self, parameters: list[nn.Parameter]) -> Optimizer:
         """A new optimizer of this kind, with the options of the first group."""
         optimizer = _emptied(self.optimizer)
         optimizer.param_groups = [{**optimizer.param_groups[0], "params": parameters}]
         return optimizer
+
+    def check(self, plan: PartitionPlan) -> None:
+        """Checks that it can train under a plan.
+
+        Raises:
+            InvalidInput: devices would hold parts of parameters, which it cannot step by themselves.
+        """
+        if not self.shardable and any(stage.shard is not None for stage in plan.stages):
+            raise InvalidInput(
+                f"{type(self.optimizer).__name__} cannot step a part of a parameter by itself, so devices "
+                "cannot share operators; use an optimizer that treats numbers one by one, such as AdamW, "
+                "or a plan without shards"
+            )
 
 
 def optimizer_template(task: TrainingTask, parameters: Mapping[str, torch.Tensor]) -> OptimizerTemplate:
@@ -62,7 +78,10 @@ def optimizer_template(task: TrainingTask, parameters: Mapping[str, torch.Tensor
             group_of[names[id(parameter)]] = index
     _check_scheduler(task, optimizer)
     return OptimizerTemplate(
-        optimizer=_emptied(optimizer), group_of=group_of, state_ratio=_state_ratio(optimizer)
+        optimizer=_emptied(optimizer),
+        group_of=group_of,
+        state_ratio=_state_ratio(optimizer),
+        shardable=_shardable(optimizer),
     )
 
 
@@ -139,6 +158,59 @@ def _state_ratio(optimizer: Optimizer) -> float:
         v.numel() * v.element_size() for v in state.values() if isinstance(v, torch.Tensor) and v.dim()
     )
     return held / (parameter.numel() * parameter.element_size())
+
+
+def _shardable(optimizer: Optimizer) -> bool:
+    """Steps a parameter whole and in two parts, along either axis, with the options of every group.
+
+    Adafactor, LAMB and Muon, for instance, look at a whole matrix to change any of its elements.
+    """
+    random = torch.Generator().manual_seed(0)
+    rising = torch.linspace(0.1, 3.0, 8, dtype=torch.float64)  # no part is like the whole
+    value, *gradients = (
+        torch.randn(8, 8, generator=random, dtype=torch.float64) * rising * rising[:, None] for _ in range(4)
+    )
+    try:
+        return all(
+            _same_in_parts(optimizer, group, value, gradients, axis)
+            for group in optimizer.param_groups
+            for axis in (0, 1)
+        )
+    except Exception:  # noqa: BLE001 - what cannot step such parameters cannot step parts
+        return False
+
+
+def _same_in_parts(
+    optimizer: Optimizer,
+    group: Mapping[str, Any],
+    value: torch.Tensor,
+    gradients: Sequence[torch.Tensor],
+    axis: int,
+) -> bool:
+    whole = _stepped(optimizer, group, value, gradients)
+    split = zip(*(tensor.split((5, 3), axis) for tensor in (value, *gradients)), strict=True)
+    parts = torch.cat([_stepped(optimizer, group, part, own) for part, *own in split], axis)
+    return bool((parts - whole).abs().max() <= 1e-9 * (whole - value).abs().max())
+
+
+def _stepped(
+    optimizer: Optimizer, group: Mapping[str, Any], value: torch.Tensor, gradients: Sequence[torch.Tensor]
+) -> torch.Tensor:
+    """What a copy of the optimizer makes of a parameter.
+
+    Raises:
+        ValueError: its state is neither of the parameter's shape nor a single number.
+    """
+    trial, parameter = _emptied(optimizer), nn.Parameter(value.clone())
+    rate = {"lr": 0.01} if "lr" in group else {}  # a schedule may start at zero
+    trial.param_groups = [{**group, **rate, "params": [parameter]}]
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        trial.step()
+    held = [v for v in trial.state.get(parameter, {}).values() if isinstance(v, torch.Tensor)]
+    if any(v.numel() > 1 and v.shape != value.shape for v in held):
+        raise ValueError("the state cannot be cut as the parameter is")
+    return parameter.detach()
 
 
 class WorkerOptimizer:

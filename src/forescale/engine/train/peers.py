@@ -17,8 +17,9 @@ class Peers:
 
     There are two groups, ``ahead`` and ``back``. Within a group NCCL carries out everything between two
     workers in the order each of them asked for it, so two that send to each other at once need both. In a
-    step, tensors travel ahead and gradients back; outside, messages to higher ranks travel ahead. The
-    order is all that says which message is which on NCCL; gloo also matches tags.
+    step, tensors travel ahead and gradients back; outside, and among shards of one replica, messages to
+    higher ranks travel ahead. The order is all that says which message is which on NCCL; gloo also matches
+    tags.
     """
 
     rank: int

@@ -21,22 +21,23 @@ from forescale.engine.channel import Channel, Message
 from forescale.engine.messages import StageReport
 from forescale.engine.tensors import pack, unpack
 from forescale.engine.train.assignment import Assignment
-from forescale.engine.train.gradients import clip, sum_shared
+from forescale.engine.train.gradients import clip, shared_gradients, sum_shared
 from forescale.engine.train.hand_over import decode_batch
 from forescale.engine.train.holdings import Holdings
-from forescale.engine.train.migration import migrate
+from forescale.engine.train.migration import Value, migrate, whole_values
 from forescale.engine.train.optimizer import WorkerOptimizer
 from forescale.engine.train.peers import Peers
 from forescale.engine.train.preparation import Preparation, compile_for
 from forescale.engine.train.profiling import profile_model
 from forescale.engine.train.shards import Checkpoint, write_shard
-from forescale.engine.train.stage import CompiledStage, Microbatch, StageExecutor
+from forescale.engine.train.stage import CompiledStage, Microbatch
 from forescale.engine.train.stopwatch import Activity, Stopwatch
 from forescale.engine.train.task import split_rows
+from forescale.engine.train.turns import DeviceExecutor
 from forescale.graph.kernels import measure_peak_bytes
 from forescale.graph.model import ModelGraph
 from forescale.graph.program import register_operators
-from forescale.plan.moves import holders
+from forescale.plan.moves import held_by, holdings, owners
 from forescale.plan.partition_plan import PartitionPlan
 
 
@@ -70,7 +71,7 @@ class _Worker:
         self._holdings: Holdings
         self._scheduler: LRScheduler | None = None
         self._plan: PartitionPlan
-        self._executor: StageExecutor | None = None
+        self._executor: DeviceExecutor | None = None
 
     def serve(self) -> None:
         actions = {
@@ -118,19 +119,26 @@ class _Worker:
     def _start(self, message: Message) -> None:
         """Takes the first plan and the tensors that belong to this worker under it."""
         plan: PartitionPlan = pickle.loads(message.frames[0])  # noqa: S301
-        mine = [n for n, devices in holders(self._graph, plan).items() if self._device.name in devices]
-        states: Mapping[str, dict[str, Any]] = {}
-        values = unpack(message.header["tensors"], message.frames[1:])
+        sent = unpack(message.header["tensors"], message.frames[1:])
+        for name, value in sent.items():
+            self._holdings.hold(name, value)
         if path := message.header["checkpoint"]:
-            checkpoint = Checkpoint(Path(path))
-            values |= checkpoint.model(n for n in mine if n not in values)
-            optimizer, device = self._holdings.optimizer, self._peers.device
-            states = {n: optimizer.placed(s, device) for n, s in checkpoint.optimizer(mine).items()}
-        for name in mine:
-            self._holdings.hold(name, values[name], states.get(name))
+            self._load(Checkpoint(Path(path)), plan)
         self._resume_schedule(message.header)
-        self._take_over(plan, compile_for(self._assignment, plan, self._device.name, self._peers.device))
+        self._take_over(plan, self._compile_for(plan))
         self._channel.send({"type": "started"})
+
+    def _load(self, checkpoint: Checkpoint, plan: PartitionPlan) -> None:
+        """Takes what belongs to this worker and is not here yet."""
+        held = held_by(holdings(self._graph, plan), self._device.name)
+        extents = {name: extent for name, extent in held.items() if name not in self._holdings.tensors}
+        states = checkpoint.optimizer(extents)
+        for name, value in checkpoint.model(extents).items():
+            state = self._holdings.optimizer.placed(states.get(name, {}), self._peers.device)
+            self._holdings.hold_part(name, value, state, extents[name])
+
+    def _compile_for(self, plan: PartitionPlan) -> tuple[CompiledStage, ...]:
+        return compile_for(self._assignment, plan, self._device.name, self._peers, self._stopwatch)
 
     def _resume_schedule(self, header: Mapping[str, Any]) -> None:
         optimizer = self._holdings.optimizer.optimizer
@@ -142,21 +150,20 @@ class _Worker:
         if header["schedule"] is not None and self._scheduler is not None:
             self._scheduler.load_state_dict(header["schedule"])
 
-    def _take_over(self, plan: PartitionPlan, compiled: CompiledStage | None) -> None:
+    def _take_over(self, plan: PartitionPlan, compiled: Sequence[CompiledStage]) -> None:
         self._plan = plan
-        self._shared = {
-            name: [self._assignment.ranks[d] for d in devices]
-            for name, devices in holders(self._graph, plan).items()
-            if len(devices) > 1 and name in self._graph.parameters and self._graph.parameters[name].trainable
-        }
-        self._owned = {n for n, d in holders(self._graph, plan).items() if d[0] == self._device.name}
-        self._executor = compiled and StageExecutor(
-            self._assignment,
-            compiled,
-            peers=self._peers,
-            held=self._holdings.tensors,
-            stopwatch=self._stopwatch,
-        )
+        held, name = holdings(self._graph, plan), self._device.name
+        self._shared = shared_gradients(self._graph, held, name, self._assignment.ranks)
+        self._counted = {n for n, h in held.items() if any(owner.device == name for owner in owners(h))}
+        self._executor = None
+        if compiled:
+            self._executor = DeviceExecutor(
+                self._assignment,
+                compiled,
+                peers=self._peers,
+                held=self._holdings.tensors,
+                stopwatch=self._stopwatch,
+            )
 
     def _step(self, message: Message) -> None:
         header, cpu_start_s = message.header, time.process_time()
@@ -213,7 +220,7 @@ class _Worker:
 
     def _complete_gradients(self) -> None:
         untouched = self._executor.untouched if self._executor is not None else frozenset[str]()
-        shared = {name: ranks for name, ranks in self._shared.items() if name not in untouched}
+        shared = [one for one in self._shared if one.name not in untouched]
         sum_shared(self._holdings.trainable(), shared, self._peers)
         for name, parameter in self._holdings.trainable().items():
             if name in untouched:
@@ -223,8 +230,8 @@ class _Worker:
         trainable = self._holdings.trainable()
         if self._assignment.clip_norm is not None:
             with self._stopwatch.time(Activity.WAIT):
-                owned = [p for name, p in trainable.items() if name in self._owned]
-                clip(owned, list(trainable.values()), self._assignment.clip_norm, self._peers)
+                counted = [p for name, p in trainable.items() if name in self._counted]
+                clip(counted, list(trainable.values()), self._assignment.clip_norm, self._peers)
         with self._stopwatch.time(Activity.OPTIMIZER):
             optimizer = self._holdings.optimizer.optimizer
             optimizer.step()
@@ -238,7 +245,9 @@ class _Worker:
         plan: PartitionPlan = pickle.loads(message.frames[0])  # noqa: S301
         preparation = Preparation(plan)
         self._prepared[message.header["plan"]] = preparation
-        preparation.begin(self._assignment, self._plan, self._device.name, self._peers.device)
+        preparation.begin(
+            self._assignment, self._plan, self._device.name, self._compile_for, self._peers.device
+        )
 
     def _switch(self, message: Message) -> None:
         preparation = self._prepared.pop(message.header["plan"])
@@ -249,8 +258,7 @@ class _Worker:
             self._holdings,
             self._peers,
             self._assignment.ranks,
-            self._plan,
-            preparation.plan,
+            preparation.change,
             preparation.landing,
         )
         self._take_over(preparation.plan, compiled)
@@ -267,14 +275,14 @@ class _Worker:
 
     def _checkpoint(self, message: Message) -> None:
         header = message.header
-        mine = self._owned_persistent()
+        mine = self._whole_values()
         try:
             shard = write_shard(
                 Path(header["directory"]),
                 self._peers.rank,
                 self._peers.world_size,
-                {name: self._holdings.tensors[name] for name in mine},
-                {name: self._holdings.state(name) for name in mine},
+                {name: value for name, (value, _) in mine.items()},
+                {name: state for name, (_, state) in mine.items()},
             )
         except OSError as error:
             self._channel.send({"type": "checkpointed", "step": header["step"], "error": str(error)})
@@ -293,14 +301,11 @@ class _Worker:
             [pickle.dumps((shard, groups, schedule))],
         )
 
-    def _owned_persistent(self) -> list[str]:
-        buffers = self._graph.buffers
-        return [
-            n
-            for n in self._holdings.tensors
-            if n in self._owned and (n not in buffers or buffers[n].persistent)
-        ]
+    def _whole_values(self) -> Mapping[str, Value]:
+        """What this worker writes of the model's state; all workers ask at the same time."""
+        ranks = self._assignment.ranks
+        return whole_values(self._holdings, self._peers, ranks, self._device.name, self._plan)
 
     def _gather(self, _: Message) -> None:
-        meta, frames = pack({name: self._holdings.tensors[name] for name in self._owned_persistent()})
+        meta, frames = pack({name: value for name, (value, _) in self._whole_values().items()})
         self._channel.send({"type": "gathered", "tensors": meta}, frames).wait()
