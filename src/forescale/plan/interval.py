@@ -145,7 +145,7 @@ class IntervalProgram:
         return load_K, wire_K, np.where(excess_K > 0, INFEASIBLE + excess_K, 0)
 
     def footprint(self, choice: int, *, microbatches: int, in_flight: int, waiting: int = 0) -> Footprint:
-        """Bytes of every interval with so many microbatches in flight or waiting for weight gradients."""
+        """Bytes of every interval with so many microbatches in flight, and waiting for gradients."""
         return footprint(
             self._spans,
             choice,

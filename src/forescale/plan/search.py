@@ -8,28 +8,21 @@ tried: :mod:`forescale.plan.groups` proposes patterns, devices and boundaries to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, combinations, islice
+from itertools import accumulate, combinations, islice, pairwise, product
 from math import comb
+from operator import add
 
 import numpy as np
 
-from forescale.plan.arrangements import (
-    Pattern,
-    all_bounds,
-    arrangements,
-    by_load,
-    moves,
-    patterns,
-    stage_positions,
-    uniform,
-)
 from forescale.plan.evaluation import INFEASIBLE, Mode, Pricing, evaluate
 from forescale.plan.groups import Proposal, device_kinds, propose_groups
 from forescale.plan.interval import IntervalProgram
 from forescale.plan.line import Line, Splits, cut
 from forescale.plan.partition_plan import Schedule
+from forescale.plan.patterns import Pattern, arrangements, patterns, positions, uniform
+from forescale.plan.problem import Array
 from forescale.plan.regrouping import regroupings
 from forescale.plan.replicas import share_out
 from forescale.plan.schedule import Layout, deal
@@ -40,9 +33,10 @@ _MOST_CUTS_OF_REPLICAS = 200
 _MOST_CELLS = 1_500_000
 _MOST_SEQUENCES = 24
 _REFINED = 6
+_PAIR_SHIFTS = tuple(sign * size for size in (1, 4, 16) for sign in (1, -1))
+_SHIFTS = tuple(sign * size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) for sign in (1, -1))
 _SHORTER = 1 - 1e-9  # what moving a boundary must gain, so that rounding does not move it for ever
 _AS_GOOD = 1.001
-MOST_CHUNKS = 4
 _MOST_PATTERNED = 4
 """Devices up to which all patterns are tried."""
 _MOST_ARRANGED = 8
@@ -53,6 +47,7 @@ _FEWEST_SCHEDULED, _SCHEDULED_DEVICES = 6, 400
 """Proposals that are simulated with all schedules, or if that is more, as many as have so many devices."""
 _MOST_PAIRS = 500_000
 """Pairs of stages of all candidates that are simulated together."""
+MOST_CHUNKS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +90,7 @@ class Search:
         proposed = sorted([*proposed, *grouped], key=lambda candidate: candidate.score)
         refined = {candidate: self._refine(candidate) for candidate in proposed[:_REFINED]}
         found = [*(winner for _, winner in explored), *grouped]
-        candidates = [refined.get(candidate, candidate) for candidate in found if candidate.score < np.inf]
+        candidates = [refined.get(c, c) for c in found if c.score < np.inf]
         return candidates + self._interleaved(candidates, most_chunks)
 
     def _interleaved(self, candidates: Sequence[Candidate], most_chunks: int) -> list[Candidate]:
@@ -111,7 +106,7 @@ class Search:
         for chunks in range(2, min(most_chunks, line.length // len(devices)) + 1):
             layout = Layout.pipeline(chunks * len(devices), best.mode.microbatches, chunks)
             mode = Mode(choice=choice, layout=layout, schedule=Schedule.INTERLEAVED)
-            bounds_BN = IntervalProgram(line, self.pricing).propose(chunks * devices, mode)
+            bounds_BN = self._program(line).propose(chunks * devices, mode)
             bounds_BN[-1] = line.length + 1
             devices_SN = np.repeat(np.array([chunks * devices]).T, bounds_BN.shape[1], axis=1)
             start = self._best(cut([line], [bounds_BN]), devices_SN, mode)
@@ -216,7 +211,7 @@ class Search:
             return None
         return Layout(
             microbatches=count,
-            positions_S=stage_positions(pattern),
+            positions_S=positions(pattern),
             runs_S=tuple(runs for group in shares for runs in deal(group, count)),
         )
 
@@ -233,14 +228,14 @@ class Search:
         if not any(layout for row in layouts for layout in row):
             return []
         if self._tries_all(pattern):
-            every_BN = all_bounds(self.lines[0].length, len(pattern))
+            every_BN = _all_bounds(self.lines[0].length, len(pattern))
             bounds = [every_BN] * len(self.lines)
             index_N, sequence_N = (
                 axis.ravel() for axis in np.indices((len(self.lines) * every_BN.shape[1], len(sequences)))
             )
         else:
             bounds, index_N, sequence_N = self._proposals(pattern, sequences)
-        splits = cut(self.lines, bounds, stage_positions(pattern)).take(index_N)
+        splits = cut(self.lines, bounds, positions(pattern)).take(index_N)
         devices_SN = np.array(sequences).T[:, sequence_N]
         winners: list[Candidate] = []
         for choice, count in enumerate(self.workload.counts):
@@ -296,7 +291,7 @@ class Search:
         while True:
             line = self.lines[candidate.line]
             most = max(_MOST_PAIRS // len(candidate.devices) ** 2, 1)
-            moved = [candidate.bounds, *islice(moves(candidate.bounds, heaviest), most)]
+            moved = [candidate.bounds, *islice(_moves(candidate.bounds, heaviest), most)]
             swapped = list(islice(self._swaps(candidate.devices), most))
             bounds_BN = np.array([*moved, *[candidate.bounds] * len(swapped)]).T
             devices_SN = np.array([*[candidate.devices] * len(moved), *swapped]).T
@@ -312,7 +307,7 @@ class Search:
                 bounds=tuple(bounds_BN[:, best].tolist()),
                 devices=tuple(devices_SN[:, best].tolist()),
             )
-            heaviest = by_load(positions_S, found.busy_s_SN[:, best])
+            heaviest = _by_load(positions_S, found.busy_s_SN[:, best])
 
     def _swaps(self, devices: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
         """The same stages with two devices exchanged, or one that had nothing to do taken in."""
@@ -352,3 +347,34 @@ def choose(candidates: Sequence[Candidate]) -> Candidate:
     best = min(candidate.score for candidate in candidates)
     enough = best * _AS_GOOD if best < INFEASIBLE else best
     return next(candidate for candidate in candidates if candidate.score <= enough)
+
+
+def _all_bounds(length: int, stages: int) -> IntArray:
+    bounds = [(0, *cuts, length + 1) for cuts in combinations(range(1, length), stages - 1)]
+    return np.array(bounds, dtype=np.int64).T
+
+
+def _by_load(positions_S: Sequence[int], busy_s_S: Array) -> list[int]:
+    """Inner boundaries, those of the busiest stages first."""
+    busy_s_B = np.zeros(positions_S[-1] + 1)
+    np.maximum.at(busy_s_B, list(positions_S), busy_s_S)
+    return np.argsort(-np.maximum(busy_s_B[:-1], busy_s_B[1:]), kind="stable").tolist()
+
+
+def _moves(bounds: tuple[int, ...], places: Iterable[int]) -> Iterator[tuple[int, ...]]:
+    """Boundaries with one of them moved, or two neighbours.
+
+    Args:
+        places: inner boundaries, in the order in which they are moved.
+    """
+    inner, end = bounds[1:-1], bounds[-1] - 1
+    alone = [(shift,) for shift in _SHIFTS]
+    both = list(product(_PAIR_SHIFTS, repeat=2))
+    for place in places:
+        for shift in (*alone, *both):
+            stop = place + len(shift)
+            if stop > len(inner):
+                continue
+            moved = (*inner[:place], *map(add, inner[place:stop], shift), *inner[stop:])
+            if all(a < b for a, b in pairwise((0, *moved, end))):
+                yield (0, *moved, bounds[-1])

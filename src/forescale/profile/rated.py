@@ -54,15 +54,16 @@ class RatedProfile(ModelProfile):
         sizes, work = self.sizes(binding), self.work(binding)
         half_O = np.array([_is_half(self.graph, o.outputs) for o in self.graph.operators], dtype=np.bool_)
         seconds = [self._seconds_O(work, half_O, device) for device in devices]
-        backward_s_DO = np.stack([backward_s_O for _, backward_s_O in seconds])
         loss_s_D = np.array(
             [2 * sizes.output_bytes / self._bandwidth(device) / device.speed for device in devices]
         )
+        backward_s_DO = np.stack([backward_s_O for _, backward_s_O in seconds])
+        weight_share_O = self._weight_share_O
         return Costs(
             forward_s_DO=np.stack([forward_s_O for forward_s_O, _ in seconds]),
             backward_s_DO=backward_s_DO,
-            input_s_DO=backward_s_DO * (1 - self._apart_O),
-            weight_s_DO=backward_s_DO * self._apart_O,
+            input_s_DO=(1 - weight_share_O) * backward_s_DO,
+            weight_s_DO=weight_share_O * backward_s_DO,
             loss_forward_s_D=loss_s_D,
             loss_backward_s_D=loss_s_D,
             tensor_bytes=sizes.tensor_bytes,
@@ -77,13 +78,13 @@ class RatedProfile(ModelProfile):
         return np.array([moved / self._bandwidth(device) / device.speed for device in devices])
 
     @cached_property
-    def _apart_O(self) -> Array:
-        """Which part of a backward is the parameters': a layer's two gradients take as many operations."""
-        apart_O = np.zeros(len(self.graph.operators))
-        for operator in separable_operators(self.graph, range(len(apart_O))):
-            inputs = self.graph.operators[operator].inputs
-            apart_O[operator] = 0.5 if any(self.graph.tensors[n].requires_grad for n in inputs) else 1.0
-        return apart_O
+    def _weight_share_O(self) -> Array:
+        """How much of a backward are gradients of parameters: half of a product, if its input has one too."""
+        share_O = np.zeros(len(self.graph.operators))
+        for index in separable_operators(self.graph, range(len(share_O))):
+            inputs = [self.graph.tensors[name] for name in self.graph.operators[index].inputs]
+            share_O[index] = 0.5 if any(tensor.requires_grad for tensor in inputs) else 1.0
+        return share_O
 
     def _bandwidth(self, device: Device) -> float:
         return self.rates[device.name].memory_bandwidth_bytes_per_s

@@ -12,6 +12,7 @@ from forescale.graph.model import ModelGraph
 from forescale.plan.partition import partition, predict
 from forescale.plan.partition_plan import PartitionPlan, Schedule, Stage, replica_groups
 from forescale.plan.problem import PartitionProblem
+from forescale.plan.regrouping import regroupings
 from unit.plan.graphs import GraphBuilder, chain, problem
 
 
@@ -88,7 +89,9 @@ def test_stages_have_replicas_of_their_own_number() -> None:
 
 def test_only_the_stage_that_changes_a_buffer_has_no_replicas() -> None:
     for devices in (3, 12):
-        request = problem(blocks(8, parameter_elements=10, changes=0), speeds=(1.0,) * devices, counts=(8,))
+        seconds = [20.0 if operator == 16 else 1.0 for operator in range(24)]  # one that cannot be cut
+        graph = blocks(8, parameter_elements=10, changes=0)
+        request = problem(graph, speeds=(1.0,) * devices, seconds=seconds, counts=(8,))
         plan = partition(request)
         changing = [group for group in replica_groups(plan.stages) if 2 in group[0].operators]
         assert [len(group) for group in changing] == [1]
@@ -120,3 +123,17 @@ def test_what_fits_only_in_part_is_split_over_many() -> None:
     assert all(stage.memory_bytes <= 250_000 for stage in plan.prediction.stages)
     with pytest.raises(InfeasiblePlan):
         partition(problem(graph, speeds=(1.0,) * 12, counts=(8,), memory_bytes=30_000))
+
+
+def test_every_small_change_of_groups_is_offered() -> None:
+    """Devices 0 to 3 are of one class and 4 of another; 3 and 4 are idle or not."""
+    classes = [0, 0, 0, 0, 4]
+    changed = {tuple(groups) for groups in regroupings([0, 1, 2], [0, 0, 1], classes)}
+    assert ((0, 1, 3), (2,)) in changed  # one that was idle
+    assert ((0, 1), (4,), (2,)) in changed
+    assert ((0,), (1,), (2,)) in changed  # split
+    assert ((0, 1, 2),) in changed  # joined
+    assert ((0,), (2, 1)) in changed  # moved
+    assert not any(set(group) == {0, 3} for groups in changed for group in groups)  # exchanged with an equal
+    exchanged = {tuple(groups) for groups in regroupings([0, 1, 2, 4], [0, 0, 0, 1], classes)}
+    assert ((0, 1, 4), (2,)) in exchanged
