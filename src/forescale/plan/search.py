@@ -48,6 +48,7 @@ _FEWEST_SCHEDULED, _SCHEDULED_DEVICES = 6, 400
 _MOST_PAIRS = 500_000
 """Pairs of stages of all candidates that are simulated together."""
 MOST_CHUNKS = 4
+_WITHIN_REACH = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +111,11 @@ class Search:
             bounds_BN[-1] = line.length + 1
             devices_SN = np.repeat(np.array([chunks * devices]).T, bounds_BN.shape[1], axis=1)
             start = self._best(cut([line], [bounds_BN]), devices_SN, mode)
-            found.append(self._refine(replace(start, line=best.line)))
-            if found[-1].score >= min(candidate.score for candidate in (*candidates, *found[:-1])):
+            start = replace(start, line=best.line)
+            so_far = min(candidate.score for candidate in (*candidates, *found))
+            # Moving boundaries of a good proposal gains little, and takes long with many stages.
+            found.append(self._refine(start) if start.score < _WITHIN_REACH * so_far else start)
+            if found[-1].score >= so_far:
                 break
         return found
 
