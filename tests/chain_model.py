@@ -132,6 +132,8 @@ class ChainCosts:
         return MicrobatchCosts(
             forward_s_DO=slowness_D * forward_s_O,
             backward_s_DO=2.0 * slowness_D * forward_s_O,
+            input_s_DO=2.0 * slowness_D * forward_s_O,
+            weight_s_DO=np.zeros((len(slowness_D), operators)),
             loss_forward_s_D=1e-5 * slowness_D[:, 0],
             loss_backward_s_D=1e-5 * slowness_D[:, 0],
             tensor_bytes=dict.fromkeys(self.graph.tensors, activation_bytes),

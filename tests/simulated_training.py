@@ -72,6 +72,7 @@ def train(
     depth: int = 8,
     policy: Policy | None = None,
     first_plan: PartitionPlan | None = None,
+    max_chunks: int = 1,
 ) -> SimulatedRun:
     """Train for some steps.
 
@@ -79,10 +80,11 @@ def train(
         speeds: step -> true speeds of the devices (1 where left out).
         lengths: step -> length of its batch.
         depth: how many batches are looked at ahead.
+        max_chunks: most stages of one device.
         first_plan: instead of the best one for the first batch.
     """
     policy, noise, rng = policy or Policy(), noise or Noise(), np.random.default_rng(seed)
-    planner = Planner(costs or ChainCosts())
+    planner = Planner(costs or ChainCosts(), max_chunks=max_chunks)
     config = ControlConfig(policy=policy, planner=planner)
     plan = first_plan or planner.best(batch(lengths(0)), {})
     run = SimulatedRun(config=config, records=[Header(policy=policy, run={})])
@@ -140,16 +142,18 @@ def _step(
     noise: Callable[[], float],
 ) -> StepFinished:
     true = planner.prediction(plan, binding, speeds)
-    factors = [noise() for _ in plan.stages]
-    compute_s = planner.compute_s(plan, binding, speeds)
-    observed_s = [time_s * factor for time_s, factor in zip(compute_s, factors, strict=True)]
-    reports = {
-        stage.device: _report(stage.device, time_s, predicted.memory_bytes)
-        for stage, time_s, predicted in zip(plan.stages, observed_s, true.stages, strict=True)
-    }
+    used = dict.fromkeys(stage.device for stage in plan.stages)
+    factors = {device: noise() for device in used}
+    compute_s, memory_bytes = dict.fromkeys(used, 0.0), dict.fromkeys(used, 0)
+    for stage, time_s, predicted in zip(
+        plan.stages, planner.compute_s(plan, binding, speeds), true.stages, strict=True
+    ):
+        compute_s[stage.device] += time_s * factors[stage.device]
+        memory_bytes[stage.device] += predicted.memory_bytes
+    reports = {device: _report(device, compute_s[device], memory_bytes[device]) for device in used}
     return StepFinished(
         step=step,
-        step_s=true.step_s * max(factors),
+        step_s=true.step_s * max(factors.values()),
         loss=1.0 / (step + 1),
         binding=binding,
         rows=binding["rows"],

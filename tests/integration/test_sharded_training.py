@@ -77,6 +77,16 @@ CASES: Mapping[str, tuple[Make, Cuts, float]] = {
         DOUBLE,
     ),
     "gpt, replicas of shards, tied": (exact_gpt(tied=True, clip_norm=0.2), REPLICATED, DOUBLE),
+    "gpt, behind a stage, gradients apart": (
+        exact_gpt(tied=True, clip_norm=0.2),
+        replace(BEHIND, schedule=Schedule.ZERO_BUBBLE),
+        DOUBLE,
+    ),
+    "unet, one pair after the other, gradients apart": (
+        lambda: tasks.unet(FLOAT64),
+        replace(IN_TURN, schedule=Schedule.ZERO_BUBBLE),
+        DOUBLE,
+    ),
     "gpt of transformers": (lambda: tasks.hugging_face_gpt(FLOAT64), WIDE, DOUBLE),
     "resnet": (lambda: tasks.resnet(FLOAT64), EVEN, DOUBLE),
     "resnet, uneven, recomputed": (lambda: tasks.resnet(FLOAT64), replace(WIDE, recompute=True), DOUBLE),

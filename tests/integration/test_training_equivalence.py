@@ -36,6 +36,8 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
 
 
 THREE = Cuts(at=(0.3, 0.7))
+APART = replace(THREE, schedule=Schedule.ZERO_BUBBLE)
+TURNS = Cuts(at=(0.25, 0.5, 0.75), devices=(0, 1, 0, 1), schedule=Schedule.INTERLEAVED)
 EVEN, UNEVEN = Cuts(at=(), shares=((1, 1),)), Cuts(at=(), shares=((3, 1),))
 FIRST_TWICE = Cuts(at=(0.4,), shares=((1, 1), (1,)))
 LAST_TWICE = Cuts(at=(0.6,), shares=((1,), (2, 1)))
@@ -95,6 +97,55 @@ CASES: Mapping[str, tuple[Make, Cuts, float]] = {
     "reentrant checkpoints": (tasks.checkpointed, THREE, EXACT),
     "batch is a dataclass": (tasks.labelled, THREE, EXACT),
     "recurrent": (tasks.recurrent, Cuts(at=(0.1, 0.6)), EXACT),
+    "zero-bubble": (lambda: tasks.gpt(FLOAT64, tied=True, clip_norm=0.2), APART, EXACT),
+    "zero-bubble, uneven microbatches, lengths change": (
+        lambda: tasks.gpt(FLOAT64, vary=True),
+        replace(APART, scatter=3),
+        EXACT,
+    ),
+    "zero-bubble, bfloat16": (lambda: tasks.gpt(autocast=torch.bfloat16), APART, UNTIED),
+    "zero-bubble, gpt of transformers": (lambda: tasks.hugging_face_gpt(FLOAT64), APART, EXACT),
+    "zero-bubble, resnet": (lambda: tasks.resnet(FLOAT64), APART, EXACT),
+    "zero-bubble, scattered, recomputed": (
+        lambda: tasks.resnet(FLOAT64),
+        replace(APART, scatter=5, recompute=True),
+        EXACT,
+    ),
+    "zero-bubble, frozen and unused parameters": (tasks.frozen, APART, EXACT),
+    "zero-bubble, two heads": (tasks.two_heads, replace(APART, at=(0.6, 0.8)), EXACT),
+    "zero-bubble, mixture of experts": (tasks.mixture, replace(APART, scatter=7), EXACT),
+    "zero-bubble, one device": (tasks.unet, replace(APART, at=()), UNTIED),
+    "zero-bubble, replicas of the first stage": (
+        lambda: tasks.gpt(FLOAT64, tied=True),
+        replace(FIRST_TWICE, schedule=Schedule.ZERO_BUBBLE),
+        REORDERED,
+    ),
+    "interleaved": (lambda: tasks.gpt(FLOAT64, tied=True, clip_norm=0.2), TURNS, EXACT),
+    "interleaved, scattered, lengths change": (
+        lambda: tasks.gpt(FLOAT64, vary=True),
+        replace(TURNS, scatter=3, microbatches=5),
+        EXACT,
+    ),
+    "interleaved, 3 devices": (
+        lambda: tasks.gpt(FLOAT64, tied=True),
+        replace(TURNS, at=(0.1, 0.3, 0.5, 0.7, 0.9), devices=(2, 0, 1) * 2, microbatches=4),
+        EXACT,
+    ),
+    "interleaved, 3 stages of each": (
+        lambda: tasks.gpt(FLOAT64),
+        replace(TURNS, at=(0.1, 0.3, 0.5, 0.7, 0.9), devices=(0, 1) * 3, microbatches=7),
+        EXACT,
+    ),
+    "interleaved, resnet": (lambda: tasks.resnet(FLOAT64), TURNS, EXACT),
+    "interleaved, unet, recomputed": (
+        lambda: tasks.unet(FLOAT64),
+        replace(TURNS, recompute=True, scatter=4),
+        EXACT,
+    ),
+    "interleaved, bfloat16": (lambda: tasks.gpt(autocast=torch.bfloat16), TURNS, UNTIED),
+    "interleaved, two heads": (tasks.two_heads, replace(TURNS, at=(0.4, 0.6, 0.8)), EXACT),
+    "interleaved, frozen and unused parameters": (tasks.frozen, TURNS, EXACT),
+    "interleaved, one microbatch": (lambda: tasks.gpt(FLOAT64), replace(TURNS, microbatches=1), EXACT),
     "replicas": (tasks.gpt, EVEN, TIED),
     "replicas, tied": (lambda: tasks.gpt(tied=True), UNEVEN, TIED),
     "replicas, tied and clipped": (lambda: tasks.gpt(FLOAT64, tied=True, clip_norm=0.2), UNEVEN, REORDERED),
@@ -217,6 +268,18 @@ REPARTITIONS: Mapping[str, tuple[Make, Mapping[int, Cuts], float]] = {
         {0: Cuts(), 2: Cuts(at=(0.2,)), 3: THREE, 4: Cuts(at=(0.7,))},
         EXACT,
     ),
+    "to interleaved, zero-bubble and back": (
+        lambda: tasks.gpt(FLOAT64, tied=True, clip_norm=0.5),
+        {
+            0: THREE,
+            1: TURNS,
+            2: APART,
+            3: replace(TURNS, devices=(2, 0, 2, 0)),
+            4: replace(APART, at=(0.6,)),
+            5: Cuts(),
+        },
+        EXACT,
+    ),
     "microbatches and schedule": (
         lambda: tasks.gpt(FLOAT64),
         {
@@ -252,7 +315,9 @@ def test_replicas_of_a_stage_that_changes_buffers_are_refused(workers: Workers) 
         workers.train(tasks.resnet(), EVEN, 1)
 
 
-@pytest.mark.parametrize("before", [THREE, UNEVEN], ids=["pipeline", "replicas"])
+@pytest.mark.parametrize(
+    "before", [THREE, UNEVEN, APART, TURNS], ids=["pipeline", "replicas", "zero-bubble", "turns"]
+)
 @pytest.mark.parametrize("after", [Cuts(at=(0.6,)), EVEN], ids=["to pipeline", "to replicas"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 def test_resumed_training_goes_on_as_if_it_had_not_stopped(
@@ -267,6 +332,12 @@ def test_resumed_training_goes_on_as_if_it_had_not_stopped(
     tolerance = EXACT if before.shares == after.shares else REORDERED
     assert resumed.losses == pytest.approx(whole.losses[3:], abs=tolerance)
     assert state_difference(resumed, whole) <= max(1e-9, 30 * tolerance)
+
+
+def test_a_device_runs_several_stages_only_where_devices_take_turns(workers: Workers) -> None:
+    for wrong in (replace(TURNS, schedule=Schedule.ONE_F_ONE_B), replace(TURNS, devices=(0, 1, 1, 0))):
+        with pytest.raises(InvalidInput, match=r"named twice|must take turns"):
+            workers.train(tasks.gpt(), wrong, 1)
 
 
 def test_a_checkpoint_loads_into_the_plain_model(workers: Workers, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def random_graphs(draw, *, least: int = 3, most: int = 6) -> ModelGraph:
                 buffers=["running"] if draw(st.integers(0, 5)) == 0 else [],
                 updates="running" if draw(st.integers(0, 7)) == 0 and not builder.updates else None,
                 requires_grad=draw(st.integers(0, 4)) > 0,
+                separable=draw(st.booleans()),
             )
         )
         for name in inputs:
@@ -91,6 +92,7 @@ def problems(draw, *, devices: int, most: int = 6, memory: bool = False) -> Part
         optimizer_s_per_byte=draw(st.sampled_from([0.0, 0.01])),
         loss_s=draw(st.sampled_from([0.0, 0.7])),
         clips_norm=draw(st.booleans()),
+        weight_share=draw(st.sampled_from([0.0, 0.5])),
     )
 
 
@@ -173,6 +175,34 @@ def test_prediction_equals_the_plain_simulation(data) -> None:
         assert predicted.memory_bytes == pytest.approx(reference.memory_bytes(stage), abs=1)
 
 
+@relaxed(40)
+@given(st.data())
+def test_prediction_equals_the_plain_simulation_where_devices_take_turns(data) -> None:
+    request = data.draw(problems(devices=2, most=8))
+    atoms = gather_atoms(request.graph)
+    chunks = data.draw(st.integers(2, 3))
+    assume(len(atoms.members) >= 2 * chunks)
+    order = linear_orders(request.graph, atoms, request.costs[min(request.costs)].tensor_bytes)[0]
+    inner = st.lists(
+        st.integers(1, len(order) - 1), min_size=2 * chunks - 1, max_size=2 * chunks - 1, unique=True
+    )
+    bounds = (0, *sorted(data.draw(inner)), len(order))
+    split = [
+        Stage(
+            device=f"cpu{number % 2}",
+            operators=tuple(sorted(o for atom in order[a:b] for o in atoms.members[atom])),
+            recompute=data.draw(st.booleans()),
+        )
+        for number, (a, b) in enumerate(pairwise(bounds))
+    ]
+    count = data.draw(st.sampled_from(sorted(request.costs)))
+    prediction = predict(request, split, count, Schedule.INTERLEAVED)
+    reference = Split(problem=request, stages=split, count=count, schedule=Schedule.INTERLEAVED)
+    assert prediction.step_s == pytest.approx(reference.step_s())
+    for stage, predicted in enumerate(prediction.stages):
+        assert predicted.memory_bytes == pytest.approx(reference.memory_bytes(stage), abs=1)
+
+
 @relaxed(25)
 @given(problems(devices=2))
 def test_two_stages_are_the_best_of_all(request: PartitionProblem) -> None:
@@ -181,7 +211,7 @@ def test_two_stages_are_the_best_of_all(request: PartitionProblem) -> None:
         Split(problem=request, stages=split, count=microbatches, schedule=schedule).step_s()
         for split, microbatches, schedule in (*splits(request, 2), *replicas(request))
     )
-    assert_best(partition(request).prediction.step_s, best_s)
+    assert_best(partition(request, max_chunks=1).prediction.step_s, best_s)
 
 
 @relaxed(15)
@@ -190,7 +220,7 @@ def test_three_stages_are_the_best_of_all(request: PartitionProblem) -> None:
     assume(len(gather_atoms(request.graph).members) >= 3)
     ways = (*splits(request, 3), *replicas(request), *partly_replicated(request))
     best_s = min(predict(request, *way).step_s for way in ways)
-    assert_best(partition(request).prediction.step_s, best_s)
+    assert_best(partition(request, max_chunks=1).prediction.step_s, best_s)
 
 
 @relaxed(25)
@@ -213,12 +243,12 @@ def test_memory_is_kept_or_the_answer_says_what_is_missing(request: PartitionPro
         else:
             fitting.append(prediction.step_s)
     if fitting:
-        plan = partition(request, max_replicas=1)
+        plan = partition(request, max_replicas=1, max_chunks=1)
         assert_best(plan.prediction.step_s, min(fitting))
         assert all(p.memory_bytes <= capacity_bytes for p in plan.prediction.stages)
     else:
         with pytest.raises(InfeasiblePlan) as caught:
-            partition(request, max_replicas=1)
+            partition(request, max_replicas=1, max_chunks=1)
         assert caught.value.short_bytes == pytest.approx(min(missing), abs=1)
 
 
@@ -263,4 +293,4 @@ def test_too_many_cuts_to_try_are_cut_nearly_as_well(data) -> None:
         ).score_N.min()
         for devices in permutations(range(3))
     )
-    assert partition(request, max_replicas=1).prediction.step_s <= 1.05 * best_s
+    assert partition(request, max_replicas=1, max_chunks=1).prediction.step_s <= 1.05 * best_s

@@ -13,6 +13,7 @@ from forescale.control.policy import Policy
 from forescale.control.replay import replay
 from forescale.control.state import Trigger
 from forescale.engine.messages import Repartition
+from forescale.plan.partition_plan import Schedule
 from simulated_training import Noise, SimulatedRun, train
 
 NOISY = Noise(sigma=0.03, outliers=0.02)
@@ -23,7 +24,7 @@ def sizes(run: SimulatedRun) -> list[list[int]]:
 
 
 def best_static_s(run_steps: range, costs: ChainCosts, speeds: dict[str, float], length: int) -> float:
-    planner = Planner(costs)
+    planner = Planner(costs, max_chunks=1)
     return planner.best(batch(length), speeds).prediction.step_s * len(run_steps)
 
 
@@ -95,6 +96,16 @@ def test_slowed_device_is_relieved_within_ten_steps(seed: int) -> None:
     assert len(run.repartitions) <= 3
 
 
+def test_slowed_device_that_takes_turns_is_relieved() -> None:
+    slow = {"cpu1": 0.4}
+    run = train(100, speeds=lambda step: slow if step >= 40 else {}, noise=NOISY, max_chunks=2)
+    before = run.repartitions[0].before
+    assert before.schedule is Schedule.INTERLEAVED
+    assert 40 < run.repartitions[0].step <= 50
+    assert "cpu1 computes 2." in run.repartitions[0].reason
+    assert sum(run.step_s[60:]) < 0.8 * 40 * Planner(ChainCosts()).prediction(before, batch(128), slow).step_s
+
+
 def test_slowed_replica_gets_fewer_microbatches_and_nothing_moves() -> None:
     costs, slowed = ChainCosts(graph=chain_graph()), {"cpu1": 0.4}
     run = train(
@@ -128,7 +139,7 @@ def test_device_that_was_dropped_and_recovers_is_used_again() -> None:
     assert 150 < run.repartitions[1].step <= 165
     assert len(run.repartitions) == 2
     assert run.state.plan is not None
-    quickest_s = Planner(ChainCosts()).best(batch(128), {}).prediction.step_s
+    quickest_s = Planner(ChainCosts(), max_chunks=1).best(batch(128), {}).prediction.step_s
     assert run.state.plan.prediction.step_s == pytest.approx(quickest_s, rel=0.03)
 
 
@@ -170,7 +181,7 @@ def test_longer_batches_find_their_plan_in_force() -> None:
     assert isinstance(command, Repartition)
     assert command.before_step == 40
     assert "batches of 8 × 512 × 16 (t0) from step 40 on" in command.reason
-    planner = Planner(ChainCosts())
+    planner = Planner(ChainCosts(), max_chunks=1)
     best_s = planner.best(batch(512), {}).prediction.step_s
     assert run.state.plan is not None
     assert planner.prediction(run.state.plan, batch(512), {}).step_s == pytest.approx(best_s, rel=0.01)
@@ -237,7 +248,7 @@ def test_without_adaptation_nothing_is_commanded() -> None:
 
 def test_record_is_explained_exactly_and_another_policy_decides_otherwise() -> None:
     run = train(200, speeds=lambda step: {"cpu1": 0.4} if step >= 60 else {}, noise=NOISY)
-    planner = Planner(ChainCosts())
+    planner = Planner(ChainCosts(), max_chunks=1)
     report = replay(run.records, planner)
     assert report.identical
     assert list(report.decisions) == run.decisions

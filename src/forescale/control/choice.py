@@ -12,7 +12,7 @@ from forescale.control.state import ControlConfig, ControlState
 from forescale.core.errors import InfeasiblePlan
 from forescale.engine.messages import Binding
 from forescale.graph.size import evaluate
-from forescale.plan.partition_plan import PartitionPlan, replica_groups, replicas
+from forescale.plan.partition_plan import PartitionPlan, Schedule, replica_groups, replicas
 from forescale.plan.wording import SCHEDULE_NAMES, spell_bytes, spell_count, spell_microbatches, spell_time
 
 _CLASS_RATIO = 1.15
@@ -133,7 +133,8 @@ def changes(before: PartitionPlan, after: PartitionPlan) -> str:
         _change("microbatches", spell_microbatches(before), spell_microbatches(after)),
         _change("recomputing", *(_recomputing(plan) for plan in (before, after))),
     ]
-    if min(before.microbatches, after.microbatches) > 1:  # the order of a single one is no choice
+    split = Schedule.ZERO_BUBBLE in (before.schedule, after.schedule)
+    if split or min(before.microbatches, after.microbatches) > 1:  # else there is but one order
         found.append(_change("schedule", SCHEDULE_NAMES[before.schedule], SCHEDULE_NAMES[after.schedule]))
     same = [stage.operators for stage in before.stages] == [stage.operators for stage in after.stages]
     said = ", ".join(change for change in found if change)

@@ -67,6 +67,7 @@ class ProfiledCosts:
                 ),
                 microbatches=count,
                 in_flight=layout.in_flight(plan.schedule, index),
+                waiting=layout.waiting(plan.schedule, index),
                 recompute=stage.recompute,
                 optimizer_state_ratio=self.profile.optimizer_state_ratio,
             )
@@ -91,7 +92,14 @@ class ProfiledCosts:
         if larger:
             smaller = self.profile.microbatch_costs(part(binding, rows, small), devices)
             share = larger / count
-            for key in ("forward_s_DO", "backward_s_DO", "loss_forward_s_D", "loss_backward_s_D"):
+            for key in (
+                "forward_s_DO",
+                "backward_s_DO",
+                "input_s_DO",
+                "weight_s_DO",
+                "loss_forward_s_D",
+                "loss_backward_s_D",
+            ):
                 costs[key] = share * costs[key] + (1 - share) * smaller[key]
         return MicrobatchCosts(**costs)
 

@@ -38,10 +38,14 @@ class Planner:
     """Asks :mod:`forescale.plan` about a run's batches and remembers the answers.
 
     A pure function of the cost model, although it keeps a bounded memory of what it was asked.
+
+    Args:
+        max_chunks: most stages of one device, see :func:`forescale.plan.partition.partition`.
     """
 
-    def __init__(self, costs: CostModel) -> None:
+    def __init__(self, costs: CostModel, *, max_chunks: int | None = None) -> None:
         self._costs = costs
+        self._max_chunks = max_chunks
         self._problem = lru_cache(maxsize=64)(self._new_problem)
         self._predicted = lru_cache(maxsize=8192)(self._new_prediction)
         self._planned = lru_cache(maxsize=256)(self._new_plan)
@@ -71,10 +75,9 @@ class Planner:
     def short_bytes(self, plan: PartitionPlan, binding: Binding) -> Mapping[str, int]:
         """Bytes by which a batch would exceed the memory of each device; devices with enough are left out."""
         cluster = self.cluster(binding)
-        short = {
-            stage.device: predicted.memory_bytes - cluster.device(stage.device).memory_bytes
-            for stage, predicted in zip(plan.stages, self.prediction(plan, binding, {}).stages, strict=True)
-        }
+        short = {stage.device: -cluster.device(stage.device).memory_bytes for stage in plan.stages}
+        for stage, predicted in zip(plan.stages, self.prediction(plan, binding, {}).stages, strict=True):
+            short[stage.device] += predicted.memory_bytes
         return {device: size_bytes for device, size_bytes in short.items() if size_bytes > 0}
 
     def best(self, binding: Binding, speeds: Speeds) -> PartitionPlan:
@@ -107,7 +110,7 @@ class Planner:
 
     def _new_plan(self, binding: _Items, speeds: _Items) -> PartitionPlan | InfeasiblePlan:
         try:
-            return partition(self._problem(binding, speeds))
+            return partition(self._problem(binding, speeds), max_chunks=self._max_chunks)
         except InfeasiblePlan as error:
             return error
 

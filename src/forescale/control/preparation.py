@@ -30,8 +30,8 @@ MICROBATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of microbatches a plan may use."""
 
 _LOOKED_AT = 8  # batches whose sizes decide at which sizes the model is measured
-_MEASURED = (4, 16)  # numbers of microbatches whose sizes are measured; costs between are interpolated
-_BUDGET_S = 1.5  # per size
+_MEASURED = (2, 4, 16)  # numbers of microbatches whose sizes are measured; costs between are interpolated
+_BUDGET_S = 1.2  # per size
 _DEVICES_BUDGET_S = 0.8
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from forescale.core.errors import InvalidInput
 from forescale.graph.cost import cost_table
 from forescale.graph.model import Buffer, MemoryEvent, ModelGraph, Parameter, Size, Tensor
+from forescale.graph.separable import separable_operators
 from forescale.graph.size import compile_sizes, evaluate, tensor_bytes, total
 
 Array = npt.NDArray[np.float64]
@@ -81,6 +82,7 @@ class StageBytes:
             these, ``kept_bytes`` and the gradients it receives included; received tensors not.
         backward_bytes: the same in a later backward, which adds to gradients that exist (not counted).
         received_gradient_bytes, sent_gradient_bytes: gradients that cross its borders.
+        deferred_bytes: what stays where gradients of parameters are computed apart, until then.
     """
 
     state_bytes: float
@@ -94,6 +96,7 @@ class StageBytes:
     backward_bytes: float
     received_gradient_bytes: float
     sent_gradient_bytes: float
+    deferred_bytes: float
 
 
 class StageMemory:
@@ -144,7 +147,8 @@ class StageMemory:
     def measure(self, binding: Mapping[str, int]) -> StageBytes:
         """Its memory for a microbatch."""
         values = np.array(self._sizes(binding), dtype=np.float64)
-        fed, received, sent, received_gradient, sent_gradient, output, dropped = values[: self._border_count]
+        borders = values[: self._border_count]
+        fed, received, sent, received_gradient, sent_gradient, output, dropped, deferred = borders
         sizes_E = values[self._border_count :]
         split = len(self._forward)
         forward_E, backward_E, hidden = self._excess(binding)
@@ -175,6 +179,7 @@ class StageMemory:
             backward_bytes=float(np.max(live_E + backward_E, initial=max(kept, loss_backward))),
             received_gradient_bytes=float(received_gradient),
             sent_gradient_bytes=float(sent_gradient),
+            deferred_bytes=float(deferred),
         )
 
     def _events(self, *, backward: bool) -> list[MemoryEvent]:
@@ -204,7 +209,10 @@ class StageMemory:
         return [t for t in made if not self._operators.issuperset(t.consumers) or t.name in outputs]
 
     def _borders(self) -> list[Size]:
-        """Bytes of inputs, received, sent, their gradients, the outputs, and those no operator keeps."""
+        """Bytes of inputs, received, sent, their gradients, the outputs, those of them no operator keeps.
+
+        The last are what separable operators read, and the gradients of their results.
+        """
         graph, own = self._graph, self._operators
         read = [graph.tensors[n] for n in _read(graph, own, "inputs")]
         fed = [t for t in read if t.producer is None]
@@ -212,6 +220,8 @@ class StageMemory:
         sent = self._sent()
         outputs = [graph.tensors[n] for n in graph.outputs] if self._loss is not None else []
         saved = {s.name for s in graph.saved}
+        separable = separable_operators(graph, own)
+        read_again = _read(graph, separable, "inputs")
         groups = [
             fed,
             received,
@@ -220,6 +230,8 @@ class StageMemory:
             [t for t in received if t.requires_grad],
             outputs,
             [t for t in outputs if t.name not in saved],
+            [graph.tensors[n] for n in read_again if graph.tensors[n].producer is not None]
+            + [graph.tensors[n] for o in separable for n in graph.operators[o].outputs if n],
         ]
         return [total(tensor_bytes(t.shape, t.dtype) for t in group) for group in groups]
 
@@ -256,6 +268,7 @@ def peak_bytes(
     *,
     microbatches: int,
     in_flight: int,
+    waiting: int = 0,
     recompute: bool = False,
     optimizer_state_ratio: float = 0.0,
 ) -> int:
@@ -266,25 +279,28 @@ def peak_bytes(
 
     Args:
         in_flight: most microbatches between their forward and their backward.
+        waiting: most microbatches whose gradients of parameters are still to be computed.
         recompute: whether only received and sent tensors are kept, and the backward runs the forward again.
         optimizer_state_ratio: bytes of optimiser state per byte of trainable parameters.
     """
     fixed = stage.state_bytes + optimizer_state_ratio * stage.trainable_bytes + microbatches * stage.fed_bytes
-    waiting = stage.received_bytes + (stage.sent_bytes if recompute else stage.kept_bytes)
+    between = stage.received_bytes + (stage.sent_bytes if recompute else stage.kept_bytes)
     again = stage.forward_bytes if recompute else 0.0
     order = _order(microbatches, in_flight)
     most = running = done = 0
     for position, forward in enumerate(order):
         following = order[position + 1] if position + 1 < len(order) else None
-        live = fixed + running * waiting + min(done, 2) * stage.sent_gradient_bytes
+        live = fixed + running * between + min(done, 2) * stage.sent_gradient_bytes
+        live += min(done, max(waiting - 1, 0)) * stage.deferred_bytes
         live += stage.trainable_bytes if done else 0.0
         live += {True: stage.received_bytes, False: stage.received_gradient_bytes, None: 0.0}[following]
         if forward:
             live += stage.received_bytes + stage.forward_bytes
             running += 1
         else:
-            live += max(stage.backward_bytes if done else stage.first_backward_bytes, again)
-            live += stage.received_bytes - waiting
+            left = stage.deferred_bytes if waiting else 0.0
+            live += max(stage.backward_bytes if done else stage.first_backward_bytes, again, left)
+            live += stage.received_bytes - between
             running, done = running - 1, done + 1
         most = max(most, live)
     return round(most)

@@ -91,6 +91,7 @@ def compile_program(
     outputs: Sequence[str],
     device: torch.device,
     modules: Mapping[str, Callable[..., Any]] | None = None,
+    wraps: Mapping[int, Callable[[Callable[..., Any]], Callable[..., Any]]] | None = None,
 ) -> Program:
     """Generates and compiles the function for ``operators`` (run in ascending order).
 
@@ -99,17 +100,24 @@ def compile_program(
         device: where tensors that operators create (``arange``, ``full``, ...) are placed.
         modules: callables for ``module:PATH`` targets, see :mod:`forescale.graph.modules`, and for
             ``collective:KIND``, see :mod:`forescale.graph.sharding`.
+        wraps: by index of an operator, what makes the function to call instead of its own.
     """
-    writer = _Writer(graph=graph, device=device, modules=modules or {})
+    writer = _Writer(graph=graph, device=device, modules=modules or {}, wraps=wraps or {})
     return writer.program(sorted(operators), tuple(outputs))
 
 
 class _Writer:
     def __init__(
-        self, *, graph: ModelGraph, device: torch.device, modules: Mapping[str, Callable[..., Any]]
+        self,
+        *,
+        graph: ModelGraph,
+        device: torch.device,
+        modules: Mapping[str, Callable[..., Any]],
+        wraps: Mapping[int, Callable[[Callable[..., Any]], Callable[..., Any]]],
     ) -> None:
         self._graph = graph
         self._modules = modules
+        self._wraps = wraps
         self._namespace: dict[str, Any] = {"device": device}
         self._names: dict[tuple[str, str], str] = {}
         self._sizes: dict[str, str] = {}  # expression -> its name in the function
@@ -174,6 +182,8 @@ class _Writer:
             self._namespace[function] = self._modules[operator.target]
         else:
             self._namespace[function] = resolve_target(operator.target)
+        if wrap := self._wraps.get(operator.index):
+            self._namespace[function] = wrap(self._namespace[function])
         arguments = [self._expression(a, operator) for a in operator.args]
         arguments += [f"{k}={self._expression(v, operator)}" for k, v in operator.kwargs.items()]
         targets = [self._local("t", name) if name else "_" for name in operator.outputs]

@@ -82,7 +82,8 @@ def draw_svg(graph: ModelGraph, plan: PartitionPlan) -> str:
             for part in _detour(cut, lanes, bottom + _DETOUR * (level + 0.6))
         ),
     ]
-    summary = f"Plan over {len(lanes)} devices, predicted step {spell_time(plan.prediction.step_s)}"
+    devices = len({stage.device for stage in plan.stages})
+    summary = f"Plan over {devices} devices, predicted step {spell_time(plan.prediction.step_s)}"
     return document(summary, width, height, parts)
 
 

@@ -94,38 +94,47 @@ def evaluate(
     runs_S = [set(runs) for runs in layout.runs_S]
     together_SS1 = np.array([[len(a & b) for b in runs_S] for a in runs_S])[..., None]
     ahead_S = [layout.in_flight(mode.schedule, stage) for stage in range(shape[0])]
+    waiting_S = [layout.waiting(mode.schedule, stage) for stage in range(shape[0])]
     bytes_K = footprint(
         splits.spans,
         mode.choice,
         microbatches=mode.microbatches,
         in_flight_K=np.repeat(np.array(ahead_S, dtype=float), shape[1]),
+        waiting_K=np.repeat(np.array(waiting_S, dtype=float), shape[1]),
         optimizer_state_ratio=problem.optimizer_state_ratio,
     )
     capacity_K = pricing.capacity_bytes_D[device_K]
     recompute_K = (
-        recompute_where_needed(bytes_K, capacity_K) if recompute_SN is None else recompute_SN.ravel()
+        recompute_where_needed(bytes_K, capacity_K, layout.chunks)
+        if recompute_SN is None
+        else recompute_SN.ravel()
     )
     memory_K = np.where(recompute_K, bytes_K.recomputed_bytes_K, bytes_K.peak_bytes_K)
-    excess_SN = (memory_K - capacity_K).reshape(shape)
+    excess_SN = (by_device(memory_K, layout.chunks) - capacity_K).reshape(shape)
 
     forward_K = splits.spans.forward_s_CDK[mode.choice, device_K, every_K]
-    backward_K = splits.spans.backward_s_CDK[mode.choice, device_K, every_K] + forward_K * recompute_K
+    split = mode.schedule is Schedule.ZERO_BUBBLE
+    backward_s_CDK = splits.spans.input_s_CDK if split else splits.spans.backward_s_CDK
+    backward_K = backward_s_CDK[mode.choice, device_K, every_K] + forward_K * recompute_K
+    weight_K = splits.spans.weight_s_CDK[mode.choice, device_K, every_K] * split
     optimizer_K = splits.spans.trainable_bytes_K * problem.optimizer_s_per_byte_D[device_K]
     traffic = _price(pricing, splits, devices_SN, mode.choice)
     times = PipelineTimes(
         forward_s_SN=forward_K.reshape(shape),
         backward_s_SN=backward_K.reshape(shape),
+        weight_s_SN=weight_K.reshape(shape),
         wire_s_SSN=np.where(traffic.present_SSN, traffic.message_s_SSN - traffic.occupied_s_SSN, -np.inf),
         occupied_s_SSN=traffic.occupied_s_SSN,
-        shares_SSN=splits.summed_bytes_SSN > 0,
+        shares_SSN=traffic.shares_SSN,
         exchange_s_SN=traffic.exchange_s_SN,
-        reduction_s_N=_reduction_s_N(pricing, devices_SN),
+        reduction_s_N=_reduction_s_N(pricing, devices_SN[: layout.devices]),
         optimizer_s_SN=optimizer_K.reshape(shape),
     )
     worst_N = excess_SN.max(axis=0)
     step_s_N = simulate_step(mode.schedule, layout, times)
     runs_S1 = np.array([len(runs) for runs in runs_S])[:, None]
-    busy_s_SN = runs_S1 * (times.forward_s_SN + times.backward_s_SN) + times.optimizer_s_SN
+    compute_s_SN = times.forward_s_SN + times.backward_s_SN + times.weight_s_SN
+    busy_s_SN = runs_S1 * compute_s_SN + times.optimizer_s_SN
     return Evaluation(
         footprint=bytes_K,
         times=times,
@@ -139,9 +148,15 @@ def evaluate(
     )
 
 
-def recompute_where_needed(bytes_K: Footprint, capacity_K: Array | float) -> Mask:
-    """Recomputation costs a forward, so a stage does it only if it does not fit otherwise (and it helps)."""
-    return (bytes_K.peak_bytes_K > capacity_K) & (bytes_K.recomputed_bytes_K < bytes_K.peak_bytes_K)
+def recompute_where_needed(bytes_K: Footprint, capacity_K: Array | float, chunks: int = 1) -> Mask:
+    """Recomputation costs a forward, so a device does it only if it does not fit otherwise (and it helps)."""
+    peak_K = by_device(bytes_K.peak_bytes_K, chunks)
+    return (peak_K > capacity_K) & (bytes_K.recomputed_bytes_K < bytes_K.peak_bytes_K)
+
+
+def by_device(value_K: Array, chunks: int) -> Array:
+    """For every stage, the sum over all stages of its device, of which each has so many."""
+    return np.tile(value_K.reshape(chunks, -1).sum(axis=0), chunks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,6 +164,7 @@ class _Traffic:
     """Seconds of messages from stage to stage: whole, and the part that the devices spend on them."""
 
     present_SSN: Mask
+    shares_SSN: Mask
     message_s_SSN: Array
     occupied_s_SSN: Array
     exchange_s_SN: Array
@@ -157,16 +173,19 @@ class _Traffic:
 
 def _price(pricing: Pricing, splits: Splits, devices_SN: IntArray, choice: int) -> _Traffic:
     ends = (devices_SN[:, None], devices_SN[None, :])
+    apart_SSN = ends[0] != ends[1]  # stages of one device hand tensors over where they are
     occupies_SSN, unit_s_SSN = pricing.occupies_DD[ends], pricing.unit_s_DD[ends]
     bytes_SSN = splits.bytes_CSSN[choice]
     message_s_SSN = splits.messages_SSN * pricing.latency_s_DD[ends] + bytes_SSN * unit_s_SSN
-    summed_SSN = splits.summed_bytes_SSN
+    message_s_SSN = message_s_SSN * apart_SSN
+    summed_SSN = splits.summed_bytes_SSN * apart_SSN
     # Each holder sends each other one twice; only a link beside the devices does both ways at once.
     latency_s_SSN = 2 * (summed_SSN > 0) * pricing.latency_s_DD[ends]
     sum_s_SSN = (latency_s_SSN + summed_SSN * unit_s_SSN) * (1 + occupies_SSN)
     exchange_s_SN = sum_s_SSN.sum(axis=1)
     return _Traffic(
         present_SSN=splits.messages_SSN > 0,
+        shares_SSN=summed_SSN > 0,
         message_s_SSN=message_s_SSN,
         occupied_s_SSN=message_s_SSN * occupies_SSN,
         exchange_s_SN=exchange_s_SN,
@@ -174,13 +193,13 @@ def _price(pricing: Pricing, splits: Splits, devices_SN: IntArray, choice: int) 
     )
 
 
-def _reduction_s_N(pricing: Pricing, devices_SN: IntArray) -> Array:
-    """A ring of one number per stage, there and back (Patarasuk and Yuan, 2009); -inf without clipping."""
-    stages, candidates = devices_SN.shape
+def _reduction_s_N(pricing: Pricing, devices_DN: IntArray) -> Array:
+    """A ring of one number per device, there and back (Patarasuk and Yuan, 2009); -inf without clipping."""
+    devices, candidates = devices_DN.shape
     if not pricing.problem.clips_norm:
         return np.full(candidates, -np.inf)
-    slowest_s_N = pricing.latency_s_DD[devices_SN[:, None], devices_SN[None, :]].max(axis=(0, 1))
-    return 2 * (stages - 1) * slowest_s_N
+    slowest_s_N = pricing.latency_s_DD[devices_DN[:, None], devices_DN[None, :]].max(axis=(0, 1))
+    return 2 * (devices - 1) * slowest_s_N
 
 
 def _both_ends(seconds_SSN: Array) -> Array:

@@ -97,6 +97,7 @@ class IntervalProgram:
             choice,
             microbatches=mode.microbatches,
             in_flight_K=mode.layout.in_flight(mode.schedule, stage),
+            waiting_K=mode.layout.waiting(mode.schedule, stage),
             optimizer_state_ratio=pricing.problem.optimizer_state_ratio,
         )
         recompute_K = recompute_where_needed(bytes_K, pricing.capacity_bytes_D[device])

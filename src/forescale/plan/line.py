@@ -65,6 +65,8 @@ class Spans:
     """What intervals of a line cost, whatever runs in the others.
 
     Attributes:
+        input_s_CDK, weight_s_CDK: the backward in two parts; ``deferred_bytes_CK`` stays of one microbatch
+            from the first to the second.
         kept_bytes_CK: storages that autograd keeps for one microbatch, those received not counted.
         sent_bytes_CK: results for later stages.
         sent_only_bytes_CK: those of them that autograd would not keep, but the stage does until
@@ -76,6 +78,9 @@ class Spans:
 
     forward_s_CDK: Array
     backward_s_CDK: Array
+    input_s_CDK: Array
+    weight_s_CDK: Array
+    deferred_bytes_CK: Array
     workspace_bytes_CK: Array
     kept_bytes_CK: Array
     sent_bytes_CK: Array
@@ -95,8 +100,15 @@ class Line:
         self.position_O = np.array([*position_O, length], dtype=np.int64)
         order_O = np.argsort(self.position_O, kind="stable")
         self._first_P = np.searchsorted(self.position_O[order_O], np.arange(length + 2))
-        self._forward_s_CDP = _prefix(workload.forward_s_CDO[..., order_O])[..., self._first_P]
-        self._backward_s_CDP = _prefix(workload.backward_s_CDO[..., order_O])[..., self._first_P]
+
+        def along(value_CDO: Array) -> Array:
+            return _prefix(value_CDO[..., order_O])[..., self._first_P]
+
+        self._forward_s_CDP = along(workload.forward_s_CDO)
+        self._backward_s_CDP = along(workload.backward_s_CDO)
+        self._input_s_CDP = along(workload.input_s_CDO)
+        self._weight_s_CDP = along(workload.weight_s_CDO)
+        self._deferred_bytes_CP = along(workload.deferred_bytes_CO)
         self._workspace_bytes_LCO = _maxima(workload.workspace_bytes_CO[..., order_O])
         self.tensors = Touches.along(workload.tensors, self.position_O)
         self._inputs = Touches.along(workload.inputs, self.position_O)
@@ -121,8 +133,8 @@ class Line:
     def spans(self, start_K: IntArray, end_K: IntArray) -> Spans:
         work = self.workload
 
-        def seconds(prefix_s_CDP: Array) -> Array:
-            return prefix_s_CDP[..., end_K] - prefix_s_CDP[..., start_K]
+        def between(prefix_CDP: Array) -> Array:
+            return prefix_CDP[..., end_K] - prefix_CDP[..., start_K]
 
         def read(touches: Touches, *weights_I: Array) -> list[Array]:
             mask_EK = touches.within(start_K, end_K).astype(float)
@@ -137,8 +149,11 @@ class Line:
             self._parameters, work.parameter_bytes_I, work.trainable_bytes_I
         )
         return Spans(
-            forward_s_CDK=seconds(self._forward_s_CDP),
-            backward_s_CDK=seconds(self._backward_s_CDP),
+            forward_s_CDK=between(self._forward_s_CDP),
+            backward_s_CDK=between(self._backward_s_CDP),
+            input_s_CDK=between(self._input_s_CDP),
+            weight_s_CDK=between(self._weight_s_CDP),
+            deferred_bytes_CK=between(self._deferred_bytes_CP),
             workspace_bytes_CK=self._largest_workspace(start_K, end_K),
             kept_bytes_CK=work.saved_bytes_CI @ kept_RK.astype(float),
             sent_bytes_CK=left_behind(self._last_I),

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from forescale.core.errors import InfeasiblePlan, InvalidInput
-from forescale.plan.evaluation import INFEASIBLE, Evaluation, Mode, Pricing, evaluate
+from forescale.plan.evaluation import INFEASIBLE, Evaluation, Mode, Pricing, by_device, evaluate
 from forescale.plan.line import Line, cut
 from forescale.plan.order import Atoms, gather_atoms, linear_orders
 from forescale.plan.partition_plan import (
@@ -25,9 +25,9 @@ from forescale.plan.partition_plan import (
 )
 from forescale.plan.problem import PartitionProblem
 from forescale.plan.rationale import explain
-from forescale.plan.replicas import check_replicas
+from forescale.plan.replicas import check_replicas, check_turns
 from forescale.plan.schedule import Layout
-from forescale.plan.search import Candidate, Search, choose
+from forescale.plan.search import MOST_CHUNKS, Candidate, Search, choose
 from forescale.plan.shard_costs import own_prediction, share_work
 from forescale.plan.teams import make_teams, take_apart, team_problem
 from forescale.plan.workload import Workload, tabulate
@@ -44,6 +44,7 @@ def partition(
     max_stages: int | None = None,
     max_replicas: int | None = None,
     max_shards: int | None = None,
+    max_chunks: int | None = None,
     schedule: Schedule | None = None,
 ) -> PartitionPlan:
     """The split, devices, microbatch count and schedule with the shortest predicted step.
@@ -57,6 +58,7 @@ def partition(
         max_stages: at most this many stages, replicas included.
         max_replicas: at most this many devices hold the same stage; 1 asks for a pipeline.
         max_shards: at most this many devices split operators between them; 1 keeps operators whole.
+        max_chunks: at most this many stages of one device, which take turns then (default: 4).
         schedule: fixes the schedule; all are tried otherwise.
 
     Raises:
@@ -66,6 +68,8 @@ def partition(
     workload = tabulate(problem)
     atoms = gather_atoms(problem.graph)
     order = None if devices_order is None else _positions(problem, devices_order)
+    if order is not None and len(set(order)) < len(order):
+        raise InvalidInput("a device is named twice in the order of devices")
     usable = len(problem.cluster.devices) if order is None else len(order)
     most_stages = usable if max_stages is None else min(max_stages, usable)
     _check_request(problem, atoms, most_stages)
@@ -74,11 +78,11 @@ def partition(
         workload=workload,
         pricing=Pricing.of(problem),
         lines=[_lay_out(workload, atoms, atom_order) for atom_order in orders],
-        schedules=tuple(Schedule) if schedule is None else (schedule,),
+        schedules=_schedules(problem) if schedule is None else (schedule,),
         order=order,
     )
     most_replicas = most_stages if max_replicas is None else min(max_replicas, most_stages)
-    candidates = search.run(most_stages, most_replicas)
+    candidates = search.run(most_stages, most_replicas, MOST_CHUNKS if max_chunks is None else max_chunks)
     best = choose(candidates)
     most_shards = most_stages if max_shards is None else min(max_shards, most_stages)
     most_shards = most_shards if problem.shardable else 1
@@ -118,7 +122,7 @@ def _best_in_shards(
             workload=work, pricing=Pricing.of(asked), lines=lines, schedules=search.schedules, order=order
         )
         alike = len({team.weights for team in teams}) == 1
-        best = choose(within.run(len(teams), min(most_replicas, len(teams)) if alike else 1))
+        best = choose(within.run(len(teams), min(most_replicas, len(teams)) if alike else 1, most_chunks=1))
         if best.score > score * _FAR_FROM:
             continue
         stages = take_apart(problem, _stages(within, best, _evaluate(within, best)), teams)
@@ -154,6 +158,7 @@ def predict(
     workload = tabulate(problem)
     devices = _positions(problem, [stage.device for stage in stages])
     check_replicas(problem.graph, stages)
+    check_turns(stages, schedule)
     layout = Layout.of(stages, microbatches)
     if microbatches not in workload.counts:
         known = ", ".join(map(str, workload.counts))
@@ -181,8 +186,6 @@ def _positions(problem: PartitionProblem, names: Sequence[str]) -> tuple[int, ..
     known = [device.name for device in problem.cluster.devices]
     if unknown := [name for name in names if name not in known]:
         raise InvalidInput(f"unknown device {unknown[0]!r}; the cluster has {', '.join(known)}")
-    if len(set(names)) < len(names):
-        raise InvalidInput("a device can run one stage only, and one is named twice")
     return tuple(known.index(name) for name in names)
 
 
@@ -212,6 +215,12 @@ def _stage_of(problem: PartitionProblem, stages: Sequence[Stage]) -> list[int]:
             name = problem.graph.operators[operator].name
             raise InvalidInput(f"operator {name} would need a tensor from a later stage")
     return [stage_of[operator] for operator in range(count)]
+
+
+def _schedules(problem: PartitionProblem) -> tuple[Schedule, ...]:
+    """All, but zero-bubble only if gradients of parameters can be computed apart."""
+    split = any(costs.weight_s_DO.any() for costs in problem.costs.values())
+    return tuple(schedule for schedule in Schedule if split or schedule is not Schedule.ZERO_BUBBLE)
 
 
 def _lay_out(workload: Workload, atoms: Atoms, order: Sequence[int]) -> Line:
@@ -266,7 +275,7 @@ def _prediction(evaluation: Evaluation) -> Prediction:
         stages=tuple(
             StagePrediction(
                 forward_s=float(times.forward_s_SN[stage, 0]),
-                backward_s=float(times.backward_s_SN[stage, 0]),
+                backward_s=float(times.backward_s_SN[stage, 0] + times.weight_s_SN[stage, 0]),
                 transfer_s=float(evaluation.transfer_s_SN[stage, 0]),
                 optimizer_s=float(times.optimizer_s_SN[stage, 0]),
                 busy_s=float(evaluation.busy_s_SN[stage, 0]),
@@ -282,9 +291,11 @@ def _infeasible(search: Search, best: Candidate, evaluation: Evaluation) -> Infe
     stage = int(evaluation.excess_bytes_SN[:, 0].argmax())
     device = search.pricing.problem.cluster.devices[best.devices[stage]]
     capacity_S = search.pricing.capacity_bytes_D[list(best.devices)]
-    fixed_S = evaluation.footprint.fixed_bytes_K
-    share = float(((capacity_S - fixed_S) / (evaluation.memory_bytes_SN[:, 0] - fixed_S).clip(1)).min())
-    needed_bytes = int(np.ceil(evaluation.memory_bytes_SN[stage, 0]))
+    chunks = best.mode.layout.chunks
+    fixed_S = by_device(evaluation.footprint.fixed_bytes_K, chunks)
+    memory_S = by_device(evaluation.memory_bytes_SN[:, 0], chunks)
+    share = float(((capacity_S - fixed_S) / (memory_S - fixed_S).clip(1)).min())
+    needed_bytes = int(np.ceil(memory_S[stage]))
     ways = [f"{needed_bytes:,} bytes on {device.name}"]
     if share >= 0.01:
         ways.append(f"batches of at most {int(share * 100)}% of these rows")

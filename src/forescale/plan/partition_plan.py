@@ -9,11 +9,17 @@ from itertools import groupby
 
 
 class Schedule(StrEnum):
-    """Order of a stage's forwards and backwards."""
+    """Order of a stage's forwards and backwards.
+
+    ``interleaved-1f1b`` lets every device run several stages. ``zero-bubble`` computes gradients of
+    parameters apart from the rest of the backwards, and later.
+    """
 
     ONE_F_ONE_B = "1f1b"
     EAGER_1F1B = "eager-1f1b"
     GPIPE = "gpipe"
+    INTERLEAVED = "interleaved-1f1b"
+    ZERO_BUBBLE = "zero-bubble"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +81,7 @@ class PartitionPlan:
     """Stages in pipeline order, with the predicted cost and the reasons.
 
     The stages' order is topological: a tensor only travels from a stage to a later one that is no replica.
+    Under ``interleaved-1f1b`` the devices take turns, so that each has several stages: 0, 1, 0, 1.
     """
 
     stages: tuple[Stage, ...]

@@ -23,6 +23,8 @@ class MicrobatchCosts:
 
     Attributes:
         forward_s_DO, backward_s_DO: seconds of each operator on each device.
+        input_s_DO, weight_s_DO: seconds of its backward in two parts: what earlier operators wait for, and
+            gradients of parameters that can be computed later (0 where none can).
         loss_forward_s_D, loss_backward_s_D: seconds of the loss, which runs on the last stage.
         tensor_bytes: size of every tensor of the graph, batch inputs included.
         saved_bytes_R: size of each storage that autograd keeps.
@@ -33,6 +35,8 @@ class MicrobatchCosts:
 
     forward_s_DO: Array
     backward_s_DO: Array
+    input_s_DO: Array
+    weight_s_DO: Array
     loss_forward_s_D: Array
     loss_backward_s_D: Array
     tensor_bytes: Mapping[str, int]

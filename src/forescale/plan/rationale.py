@@ -10,6 +10,7 @@ from forescale.graph.size import evaluate, tensor_bytes
 from forescale.plan.evaluation import INFEASIBLE
 from forescale.plan.partition_plan import (
     PartitionPlan,
+    Schedule,
     Stage,
     pipeline_positions,
     replica_groups,
@@ -41,18 +42,24 @@ def explain(
         _bottleneck(plan),
         *_replicas(problem, plan),
         *_shards(problem, plan),
+        *_turns(plan),
         *_cuts(problem, plan),
         _microbatch_count(problem, plan, candidates),
         *_alternatives(plan, candidates, even_step_s, split),
         *_recomputation(plan),
+        *_gradients_apart(problem, plan),
     ]
     return replace(plan, rationale=tuple(sentences))
 
 
 def _bottleneck(plan: PartitionPlan) -> str:
-    busy_s, stage = max((s.busy_s, index) for index, s in enumerate(plan.prediction.stages))
-    step_s = plan.prediction.step_s
-    where, share = f"stage {stage} on {plan.stages[stage].device}", f"{_ratio(busy_s, step_s):.0%}"
+    own_s: dict[str, list[float]] = {}
+    for stage, predicted in zip(plan.stages, plan.prediction.stages, strict=True):
+        own_s.setdefault(stage.device, []).append(predicted.busy_s)
+    busy_s, place = max((sum(stages_s), place) for place, stages_s in enumerate(own_s.values()))
+    step_s, device = plan.prediction.step_s, plan.stages[place].device
+    where = f"stage {place} on {device}" if len(own_s[device]) == 1 else device
+    share = f"{_ratio(busy_s, step_s):.0%}"
     return f"A step is predicted to take {spell_time(step_s)}; {where} is the bottleneck, busy {share} of it."
 
 
@@ -102,6 +109,17 @@ def _shards(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
 
 def _parameters(graph: ModelGraph, stage: Stage) -> list[Parameter]:
     return [graph.parameters[n] for n in {n for o in stage.operators for n in graph.operators[o].parameters}]
+
+
+def _turns(plan: PartitionPlan) -> list[str]:
+    devices = list(dict.fromkeys(stage.device for stage in plan.stages))
+    chunks = len(plan.stages) // len(devices)
+    if chunks == 1:
+        return []
+    return [
+        f"{' and '.join(devices)} take turns with {chunks} stages each, so that filling and draining take a "
+        "smaller part of the step."
+    ]
 
 
 def _cuts(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
@@ -160,9 +178,10 @@ def _alternatives(
     step_s = plan.prediction.step_s
     found: dict[str, float] = {}
     for candidate in candidates:
-        kind = _kind(candidate.mode.layout.positions_S)
+        kind = _kind(candidate.mode.layout.positions_S, candidate.mode.layout.chunks)
         found[kind] = min(candidate.score, found.get(kind, candidate.score))
-    chosen = _kind(pipeline_positions(plan.stages)) if plan is not split else ""
+    chunks = len(plan.stages) // len({stage.device for stage in plan.stages})
+    chosen = _kind(pipeline_positions(plan.stages), chunks) if plan is not split else ""
     tried = [f"{kind}: {_outcome(score)}" for kind, score in found.items() if kind != chosen]
     if split is not None and plan is not split:
         tried.append(f"operators split, {spell_places(split)}: {spell_time(split.prediction.step_s)}")
@@ -177,8 +196,24 @@ def _recomputation(plan: PartitionPlan) -> list[str]:
     return [f"To fit in memory, {' and '.join(recomputing)} runs its forward again."] if recomputing else []
 
 
-def _kind(positions: Sequence[int]) -> str:
-    """What a plan is in one or two words; replicas have equal positions."""
+def _gradients_apart(problem: PartitionProblem, plan: PartitionPlan) -> list[str]:
+    if plan.schedule is not Schedule.ZERO_BUBBLE:
+        return []
+    costs, shares = problem.costs[plan.microbatches], list[str]()
+    names = [device.name for device in problem.cluster.devices]
+    for stage, predicted in zip(plan.stages, plan.prediction.stages, strict=True):
+        apart_s = float(costs.weight_s_DO[names.index(stage.device), list(stage.operators)].sum())
+        shares.append(f"{_ratio(apart_s, predicted.backward_s):.0%}")
+    return [
+        f"Of the backwards, {' + '.join(shares)} are gradients of parameters, which are computed when the "
+        "next stage has nothing to hand over yet."
+    ]
+
+
+def _kind(positions: Sequence[int], chunks: int) -> str:
+    """What a plan is in few words; replicas have equal positions."""
+    if chunks > 1:
+        return f"{chunks} stages on each of {len(positions) // chunks} devices"
     if len(positions) == 1:
         return "one device alone"
     if positions[-1] == 0:

@@ -12,7 +12,7 @@ import numpy as np
 
 from forescale.core.errors import InvalidInput
 from forescale.graph.model import ModelGraph
-from forescale.plan.partition_plan import PartitionPlan, Stage, replica_groups, replicas
+from forescale.plan.partition_plan import PartitionPlan, Schedule, Stage, replica_groups, replicas
 from forescale.plan.problem import Array
 from forescale.plan.schedule import Layout
 
@@ -71,6 +71,29 @@ def _check_shards(replica: Sequence[Stage]) -> None:
 
 def _devices(stages: Sequence[Stage]) -> str:
     return " and ".join(stage.device for stage in stages)
+
+
+def check_turns(stages: Sequence[Stage], schedule: Schedule) -> None:
+    """Checks that a device has several stages only where the schedule lets all devices take turns.
+
+    Raises:
+        InvalidInput: one is named twice for another reason.
+    """
+    names = [stage.device for stage in stages]
+    devices = list(dict.fromkeys(names))
+    if len(devices) == len(names):
+        return
+    again = next(name for place, name in enumerate(names) if name in names[:place])
+    if schedule is not Schedule.INTERLEAVED:
+        raise InvalidInput(
+            f"{again} is named twice; a device runs several stages under interleaved-1f1b only"
+        )
+    rounds = len(names) // len(devices)
+    if names != devices * rounds or len(replica_groups(stages)) < len(names):
+        raise InvalidInput(
+            f"under interleaved-1f1b the devices must take turns, each with as many stages, and none is a "
+            f"replica: {', '.join(devices)}, {', '.join(devices)} instead of {', '.join(names)}"
+        )
 
 
 def share_out(microbatch_s: Array, microbatches: int) -> tuple[int, ...]:

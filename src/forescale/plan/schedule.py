@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import numpy.typing as npt
@@ -15,29 +16,41 @@ from forescale.plan.problem import Array
 
 
 class Phase(StrEnum):
-    """What a stage does with one microbatch."""
+    """What a stage does with one microbatch.
+
+    ``WEIGHT`` computes gradients of parameters, where the schedule takes that out of the backward.
+    """
 
     FORWARD = "forward"
     BACKWARD = "backward"
+    WEIGHT = "weight"
 
 
 Task = tuple[Phase, int]
 """One piece of a stage's work: a phase and the index of the microbatch."""
 
+StageTask = tuple[int, Phase, int]
+"""One piece of a device's work: which stage, and what of it."""
+
 
 def in_flight(schedule: Schedule, stages_after: int, microbatches: int) -> int:
-    """Most microbatches between their forward and their backward on a stage with so many after it.
+    """Most microbatches between their forward and their backward on a device's only stage.
+
+    Args:
+        stages_after: stages that follow it.
+
 
     1F1B (Narayanan et al., *PipeDream*, SOSP 2019; the flushing form of Narayanan et al.,
     *Memory-Efficient Pipeline-Parallel DNN Training*, ICML 2021) holds the fewest that keep every stage at
     work if transfers take no time and all stages take the same. Eager 1F1B (Zhuang et al., *On Optimizing the
     Communication of Model Parallelism*, MLSys 2023) holds one more per stage that follows, which hides
-    transfers and uneven times. GPipe (Huang et al., NeurIPS 2019) holds all.
+    transfers and uneven times. GPipe (Huang et al., NeurIPS 2019) holds all. ZB-H1 (Qi et al., *Zero Bubble
+    Pipeline Parallelism*, ICLR 2024, §2.3) holds as many as 1F1B.
     """
     match schedule:
-        case Schedule.ONE_F_ONE_B:
+        case Schedule.ONE_F_ONE_B | Schedule.ZERO_BUBBLE:
             most = stages_after + 1
-        case Schedule.EAGER_1F1B:
+        case Schedule.EAGER_1F1B | Schedule.INTERLEAVED:
             most = 2 * stages_after + 1
         case Schedule.GPIPE:
             most = microbatches
@@ -46,10 +59,14 @@ def in_flight(schedule: Schedule, stages_after: int, microbatches: int) -> int:
 
 @lru_cache(maxsize=1024)
 def schedule_order(schedule: Schedule, stage: int, stages: int, microbatches: int) -> tuple[Task, ...]:
-    """The order in which one stage runs its forwards and backwards in a step.
+    """The order in which one stage works in a step.
 
     As many forwards as may be in flight, then a backward and a forward in turn, then the backwards that
     are left. Both run in the order of the microbatches.
+
+    In ZB-H1, gradients of parameters wait, of as many microbatches as there are stages before this one; after
+    each further backward those of the oldest are computed. All stages then keep something of equally many
+    microbatches, and where tasks take F, B and W seconds, a step loses ``(stages - 1) * (F + B - W)``.
 
     Args:
         stage: position in the pipeline, ``0 <= stage < stages``.
@@ -58,9 +75,43 @@ def schedule_order(schedule: Schedule, stage: int, stages: int, microbatches: in
     order: list[Task] = [(Phase.FORWARD, microbatch) for microbatch in range(ahead)]
     for microbatch in range(microbatches):
         order.append((Phase.BACKWARD, microbatch))
+        if schedule is Schedule.ZERO_BUBBLE and microbatch >= stage:
+            order.append((Phase.WEIGHT, microbatch - stage))
         if ahead + microbatch < microbatches:
             order.append((Phase.FORWARD, ahead + microbatch))
+    if schedule is Schedule.ZERO_BUBBLE:
+        order += [(Phase.WEIGHT, left) for left in range(max(microbatches - stage, 0), microbatches)]
     return tuple(order)
+
+
+@lru_cache(maxsize=1024)
+def interleaved_order(device: int, devices: int, chunks: int, microbatches: int) -> tuple[StageTask, ...]:
+    """The order in which one of ``devices`` that take turns works through its stages.
+
+    Interleaved 1F1B (Narayanan et al., *Efficient Large-Scale Language Model Training on GPU Clusters Using
+    Megatron-LM*, SC 2021, §2.2): as many microbatches as there are devices go through one stage of the device
+    after another, with forwards and backwards in turn once enough forwards are done. Fewer microbatches
+    than a multiple of ``devices`` leave gaps.
+
+    Args:
+        device: place among the devices, ``0 <= device < devices``; its stages are ``device``,
+            ``device + devices`` and so on.
+        chunks: stages of each device.
+    """
+    most = -(-microbatches // devices) * devices
+    rounds = product(range(0, most, devices), range(chunks), range(devices))
+    forwards = [(chunk, first + within) for first, chunk, within in rounds]
+    ahead = 2 * (devices - device - 1) + (chunks - 1) * devices
+    order = [(chunk, Phase.FORWARD, microbatch) for chunk, microbatch in forwards[:ahead]]
+    for number, (chunk, microbatch) in enumerate(forwards):
+        if ahead + number < len(forwards):
+            order.append((forwards[ahead + number][0], Phase.FORWARD, forwards[ahead + number][1]))
+        order.append((chunks - 1 - chunk, Phase.BACKWARD, microbatch))
+    return tuple(
+        (device + chunk * devices, phase, microbatch)
+        for chunk, phase, microbatch in order
+        if microbatch < microbatches
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -87,11 +138,13 @@ class Layout:
     Attributes:
         positions_S: place in the pipeline, ascending; replicas have the same.
         runs_S: the microbatches each stage runs, ascending. Shards of one replica run the same.
+        chunks: stages of each device, which then take turns.
     """
 
     microbatches: int
     positions_S: tuple[int, ...]
     runs_S: tuple[tuple[int, ...], ...]
+    chunks: int = 1
 
     @classmethod
     def of(cls, stages: Sequence[Stage], microbatches: int) -> Layout:
@@ -104,13 +157,27 @@ class Layout:
             microbatches=microbatches,
             positions_S=pipeline_positions(stages),
             runs_S=tuple(runs_S),
+            chunks=len(stages) // len({stage.device for stage in stages}),
         )
 
     @classmethod
-    def pipeline(cls, stages: int, microbatches: int) -> Layout:
+    def pipeline(cls, stages: int, microbatches: int, chunks: int = 1) -> Layout:
         """Of stages without replicas."""
         every = tuple(range(microbatches))
-        return cls(microbatches=microbatches, positions_S=tuple(range(stages)), runs_S=(every,) * stages)
+        return cls(
+            microbatches=microbatches,
+            positions_S=tuple(range(stages)),
+            runs_S=(every,) * stages,
+            chunks=chunks,
+        )
+
+    @property
+    def devices(self) -> int:
+        return len(self.positions_S) // self.chunks
+
+    def stages_of(self, device: int) -> range:
+        """The stages of a device, devices being numbered in the order of their first stages."""
+        return range(device, len(self.positions_S), self.devices)
 
     def is_last(self, stage: int) -> bool:
         """Whether the stage ends the pipeline, so that it computes the loss."""
@@ -134,25 +201,43 @@ class Layout:
         Each replica that follows may have a microbatch in flight, and so may each other one of its own
         stage; replicas at the end need not, as nothing comes back to them.
         """
-        return _order(schedule, self, stage)
+        agenda = self.agenda(schedule, stage % self.devices)
+        return tuple((phase, microbatch) for own, phase, microbatch in agenda if own == stage)
+
+    def agenda(self, schedule: Schedule, device: int) -> tuple[StageTask, ...]:
+        """The order in which a device works through the tasks of all its stages."""
+        return _agenda(schedule, self, device)
 
     def in_flight(self, schedule: Schedule, stage: int) -> int:
         """Most microbatches between their forward and their backward on a stage."""
-        most = now = 0
-        for phase, _ in self.order(schedule, stage):
-            now += 1 if phase is Phase.FORWARD else -1
-            most = max(most, now)
-        return most
+        return _most_between(self.order(schedule, stage), Phase.FORWARD, Phase.BACKWARD)
+
+    def waiting(self, schedule: Schedule, stage: int) -> int:
+        """Most microbatches between their backward and the gradients of parameters, if those are apart."""
+        order = self.order(schedule, stage)
+        split = any(phase is Phase.WEIGHT for phase, _ in order)
+        return _most_between(order, Phase.BACKWARD, Phase.WEIGHT) if split else 0
+
+
+def _most_between(order: Sequence[Task], begin: Phase, end: Phase) -> int:
+    most = now = 0
+    for phase, _ in order:
+        now += (phase is begin) - (phase is end)
+        most = max(most, now)
+    return most
 
 
 @lru_cache(maxsize=1024)
-def _order(schedule: Schedule, layout: Layout, stage: int) -> tuple[Task, ...]:
+def _agenda(schedule: Schedule, layout: Layout, device: int) -> tuple[StageTask, ...]:
+    stage = device
+    if layout.chunks > 1:
+        return interleaved_order(device, layout.devices, layout.chunks, layout.microbatches)
     distinct = dict.fromkeys(zip(layout.positions_S, layout.runs_S, strict=True))  # shards count once
     stages, positions = len(distinct), [position for position, _ in distinct]
     place = stages - 1 if layout.is_last(stage) else positions.index(layout.positions_S[stage])
     own = frozenset(layout.runs_S[stage])
     whole = schedule_order(schedule, place, stages, layout.microbatches)
-    return tuple(task for task in whole if task[1] in own)
+    return tuple((stage, phase, microbatch) for phase, microbatch in whole if microbatch in own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +249,7 @@ class PipelineTimes:
 
     Attributes:
         forward_s_SN, backward_s_SN: one microbatch; the last stage's contain the loss.
+        weight_s_SN: gradients of parameters of one microbatch, where the schedule has them apart.
         wire_s_SSN: time on a link that works beside the devices; ``-inf`` where nothing is sent.
         occupied_s_SSN: time a transfer takes from both ends; 0 where nothing is sent.
         shares_SSN: whether two stages hold one parameter (a tied one, or they are replicas), so that they
@@ -176,6 +262,7 @@ class PipelineTimes:
 
     forward_s_SN: Array
     backward_s_SN: Array
+    weight_s_SN: Array
     wire_s_SSN: Array
     occupied_s_SSN: Array
     shares_SSN: npt.NDArray[np.bool_]
@@ -187,31 +274,36 @@ class PipelineTimes:
 def simulate_step(schedule: Schedule, layout: Layout, times: PipelineTimes) -> Array:
     """Seconds of one training step of every candidate, shape (N,), event by event.
 
-    All stages start together and each works through its part of :func:`schedule_order`. A task starts when
-    its stage is free and everything it reads has come. A transfer that occupies the devices delays the
-    sender after its task and the receiver before its own, at the same time if the receiver is idle; one
-    that does not queues behind earlier ones on its link while both ends compute.
+    All devices start together and each works through its agenda. A task starts when its device is free and
+    everything it reads has come. A transfer that occupies the devices delays the sender after its task and
+    the receiver before its own, at the same time if the receiver is idle; one that does not queues behind
+    earlier ones on its link while both ends compute.
     """
     stages, candidates = times.forward_s_SN.shape
-    post = _Post(times)
-    free_SN = [np.zeros(candidates) for _ in range(stages)]
+    post = _Post(times, layout.devices)
+    free_DN = [np.zeros(candidates) for _ in range(layout.devices)]
     for stage, phase, microbatch in _events(schedule, layout):
+        device = stage % layout.devices
+        if phase is Phase.WEIGHT:
+            free_DN[device] = free_DN[device] + times.weight_s_SN[stage]
+            continue
         forward = phase is Phase.FORWARD
         with_it = [other for other in range(stages) if microbatch in layout.runs_S[other]]
         earlier = [other for other in with_it if other < stage]
         later = [other for other in reversed(with_it) if other > stage]
-        start_s_N = post.receive(stage, earlier if forward else later, microbatch, free_SN[stage])
+        start_s_N = post.receive(stage, earlier if forward else later, microbatch, free_DN[device])
         end_s_N = start_s_N + (times.forward_s_SN if forward else times.backward_s_SN)[stage]
         nearest_first = reversed(later) if forward else reversed(earlier)
-        free_SN[stage] = post.send(stage, nearest_first, microbatch, end_s_N)
-    return _finish(np.stack(free_SN), times)
+        free_DN[device] = post.send(stage, nearest_first, microbatch, end_s_N)
+    return _finish(np.stack(free_DN), times)
 
 
 class _Post:
     """Messages under way: when each was (or arrived as) ready to be taken by its receiver."""
 
-    def __init__(self, times: PipelineTimes) -> None:
+    def __init__(self, times: PipelineTimes, devices: int) -> None:
         self._times = times
+        self._devices = devices
         self._ready_s_N: dict[tuple[int, int, int], Array] = {}
         self._link_free_s_N: dict[tuple[int, int], Array] = {}
         self._used = _pairs(times.wire_s_SSN > -np.inf)
@@ -232,9 +324,10 @@ class _Post:
                 continue
             ready_s_N = time_s_N
             if (stage, target) in self._wired:
-                link = (stage, target)
+                link = (stage % self._devices, target % self._devices)
                 ready_s_N = np.maximum(time_s_N, self._link_free_s_N.get(link, -np.inf))
-                ready_s_N = self._link_free_s_N[link] = ready_s_N + self._times.wire_s_SSN[link]
+                ready_s_N = ready_s_N + self._times.wire_s_SSN[stage, target]
+                self._link_free_s_N[link] = ready_s_N
             self._ready_s_N[stage, target, microbatch] = ready_s_N
             if (stage, target) in self._occupying:
                 time_s_N = time_s_N + self._times.occupied_s_SSN[stage, target]
@@ -246,32 +339,40 @@ def _pairs(mask_SSN: npt.NDArray[np.bool_]) -> set[tuple[int, int]]:
     return {(source, target) for source, target in np.argwhere(mask_SSN.any(axis=2)).tolist()}
 
 
-def _finish(end_s_SN: Array, times: PipelineTimes) -> Array:
-    """Sum shared gradients, agree on the norm, update; the step ends when the last stage has."""
+def _finish(end_s_DN: Array, times: PipelineTimes) -> Array:
+    """Sum shared gradients, agree on the norm, update; the step ends when the last device has."""
+
+    def by_device(value_SN: Array) -> Array:
+        return value_SN.reshape(-1, *end_s_DN.shape).sum(axis=0)
+
     if times.shares_SSN.any():
-        holders_s_SN = np.where(times.shares_SSN, end_s_SN, -np.inf).max(axis=1)
-        end_s_SN = np.maximum(end_s_SN, holders_s_SN) + times.exchange_s_SN
-    end_s_SN = np.maximum(end_s_SN, end_s_SN.max(axis=0) + times.reduction_s_N)
-    return (end_s_SN + times.optimizer_s_SN).max(axis=0)
+        devices, candidates = end_s_DN.shape
+        chunks = len(times.shares_SSN) // devices
+        shares_DDN = times.shares_SSN.reshape(chunks, devices, chunks, devices, candidates).any(axis=(0, 2))
+        holders_s_DN = np.where(shares_DDN, end_s_DN, -np.inf).max(axis=1)
+        end_s_DN = np.maximum(end_s_DN, holders_s_DN) + by_device(times.exchange_s_SN)
+    end_s_DN = np.maximum(end_s_DN, end_s_DN.max(axis=0) + times.reduction_s_N)
+    return (end_s_DN + by_device(times.optimizer_s_SN)).max(axis=0)
 
 
 @lru_cache(maxsize=1024)
-def _events(schedule: Schedule, layout: Layout) -> tuple[tuple[int, Phase, int], ...]:
-    """All stages' tasks in an order in which everything a task may wait for comes before it."""
-    orders = [layout.order(schedule, stage) for stage in range(len(layout.positions_S))]
+def _events(schedule: Schedule, layout: Layout) -> tuple[StageTask, ...]:
+    """All devices' tasks in an order in which everything a task may wait for comes before it."""
+    agendas = [layout.agenda(schedule, device) for device in range(layout.devices)]
     last = layout.positions_S[-1]
-    done = [0] * len(orders)
+    done = [0] * len(agendas)
     finished: set[tuple[int, Task]] = set()
-    events: list[tuple[int, Phase, int]] = []
-    while len(events) < sum(map(len, orders)):
-        for stage, order in enumerate(orders):
-            position = layout.positions_S[stage]
-            while done[stage] < len(order):
-                phase, microbatch = task = order[done[stage]]
+    events: list[StageTask] = []
+    while len(events) < sum(map(len, agendas)):
+        for device, agenda in enumerate(agendas):
+            while done[device] < len(agenda):
+                stage, phase, microbatch = agenda[done[device]]
+                position, task = layout.positions_S[stage], (phase, microbatch)
                 giver = position - 1 if phase is Phase.FORWARD else position + 1
-                if 0 <= giver <= last and (giver, task) not in finished:
+                waits = phase is not Phase.WEIGHT and 0 <= giver <= last
+                if waits and (giver, task) not in finished:
                     break
                 finished.add((position, task))
-                done[stage] += 1
+                done[device] += 1
                 events.append((stage, phase, microbatch))
     return tuple(events)

@@ -33,6 +33,7 @@ _SHIFTS = tuple(sign * size for size in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 6
 _SHORTER = 1 - 1e-9  # what moving a boundary must gain, so that rounding does not move it for ever
 _AS_GOOD = 1.001
 _MOST_PLACES = 3
+MOST_CHUNKS = 4
 
 Pattern = tuple[int, ...]
 """On how many devices each stage of a pipeline runs."""
@@ -62,7 +63,7 @@ class Search:
     schedules: Sequence[Schedule]
     order: tuple[int, ...] | None
 
-    def run(self, most_stages: int, most_replicas: int) -> list[Candidate]:
+    def run(self, most_stages: int, most_replicas: int, most_chunks: int) -> list[Candidate]:
         """The best candidate of every pattern, microbatch count and schedule, the simplest first."""
         patterns = list(_patterns(most_stages, most_replicas))
         if changed_buffer(self.workload.problem.graph, range(self.workload.loss)) is not None:
@@ -71,10 +72,37 @@ class Search:
         proposed = [winner for winner, pattern in found if not self._tries_all(pattern)]
         proposed.sort(key=lambda candidate: candidate.score)
         refined = {candidate: self._refine(candidate) for candidate in proposed[:_REFINED]}
-        return [refined.get(candidate, candidate) for candidate, _ in found]
+        candidates = [refined.get(candidate, candidate) for candidate, _ in found]
+        return candidates + self._interleaved(candidates, most_chunks)
+
+    def _interleaved(self, candidates: Sequence[Candidate], most_chunks: int) -> list[Candidate]:
+        """The devices of the best pipeline take turns, more and more often while that is faster."""
+        pipelines = [
+            c for c in candidates if c.mode.microbatches > 1 and len(c.bounds) == len(c.devices) + 1 > 2
+        ]
+        found: list[Candidate] = []
+        if Schedule.INTERLEAVED not in self.schedules or not pipelines:
+            return found
+        best = min(pipelines, key=lambda candidate: candidate.score)
+        line, devices, choice = self.lines[best.line], best.devices, best.mode.choice
+        for chunks in range(2, min(most_chunks, line.length // len(devices)) + 1):
+            layout = Layout.pipeline(chunks * len(devices), best.mode.microbatches, chunks)
+            mode = Mode(choice=choice, layout=layout, schedule=Schedule.INTERLEAVED)
+            bounds_BN = IntervalProgram(line, self.pricing).propose(chunks * devices, mode)
+            bounds_BN[-1] = line.length + 1
+            devices_SN = np.repeat(np.array([chunks * devices]).T, bounds_BN.shape[1], axis=1)
+            start = self._best(cut([line], [bounds_BN]), devices_SN, mode)
+            found.append(self._refine(replace(start, line=best.line)))
+            if found[-1].score >= min(candidate.score for candidate in (*candidates, *found[:-1])):
+                break
+        return found
 
     def _orders(self, pattern: Pattern, count: int) -> Sequence[Schedule]:
-        return self.schedules if len(pattern) > 1 and count > 1 else self.schedules[:1]
+        """Schedules that differ: with one microbatch, only zero-bubble does from the first."""
+        if len(pattern) == 1:
+            return self.schedules[:1]
+        known = [s for s in self.schedules if s is not Schedule.INTERLEAVED] or self.schedules
+        return [s for n, s in enumerate(known) if not n or count > 1 or s is Schedule.ZERO_BUBBLE]
 
     def _layout(self, pattern: Pattern, devices: tuple[int, ...], choice: int) -> Layout | None:
         """How replicas on these devices share the microbatches; None if one would get none."""

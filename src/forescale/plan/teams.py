@@ -182,8 +182,8 @@ def _team_costs(workload: Workload, pricing: Pricing, teams: Sequence[Team], cho
     for row, team in enumerate(teams):
         for exchange in exchanges(workload, team.shards[0]) if team.shards else ():
             spent_s = exchange_s_C(pricing, team.devices, [exchange], len(workload.counts))[choice]
-            name = "backward_s_DO" if exchange.backward else "forward_s_DO"
-            found[name][row, exchange.operator] += spent_s
+            for name in ("backward_s_DO", "input_s_DO") if exchange.backward else ("forward_s_DO",):
+                found[name][row, exchange.operator] += spent_s
     return replace(costs, **found)
 
 

@@ -14,7 +14,13 @@ from forescale.plan.partition_plan import (
 )
 from forescale.plan.replicas import microbatch_counts
 
-SCHEDULE_NAMES = {Schedule.ONE_F_ONE_B: "1F1B", Schedule.EAGER_1F1B: "eager 1F1B", Schedule.GPIPE: "GPipe"}
+SCHEDULE_NAMES = {
+    Schedule.ONE_F_ONE_B: "1F1B",
+    Schedule.EAGER_1F1B: "eager 1F1B",
+    Schedule.GPIPE: "GPipe",
+    Schedule.INTERLEAVED: "interleaved 1F1B",
+    Schedule.ZERO_BUBBLE: "zero-bubble",
+}
 
 
 def spell_time(seconds: float) -> str:

@@ -6,13 +6,15 @@ I = item (tensor, storage, parameter ...), E = pair of an item and an operator t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from forescale.graph.model import Buffer, ModelGraph, Parameter, SavedStorage
+from forescale.graph.separable import separable_operators
 from forescale.graph.size import evaluate, tensor_bytes
 from forescale.plan.problem import Array, MicrobatchCosts, PartitionProblem
 
@@ -35,6 +37,9 @@ class Workload:
     Attributes:
         counts: the microbatch counts to choose from, ascending; position in it is axis C.
         tensors: tensors made by operators, with those that read them (the loss reads the outputs).
+        input_s_CDO, weight_s_CDO: the backward in two parts, see ``MicrobatchCosts``.
+        deferred_bytes_CO: what stays from the first part to the second, what it reads shared out among those
+            that read it.
         message_bytes_CI: what a tensor is when sent; ``gradient_bytes_CI`` its gradient, 0 if it has none.
         storages: memory that autograd keeps, made by ``source`` and kept if a reader is in its stage.
         inputs: parts of the batch; all microbatches' parts are there from the start of a step.
@@ -45,6 +50,9 @@ class Workload:
     counts: tuple[int, ...]
     forward_s_CDO: Array
     backward_s_CDO: Array
+    input_s_CDO: Array
+    weight_s_CDO: Array
+    deferred_bytes_CO: Array
     workspace_bytes_CO: Array
     tensors: Incidence
     message_bytes_CI: Array
@@ -92,6 +100,9 @@ def tabulate(problem: PartitionProblem) -> Workload:
         counts=counts,
         forward_s_CDO=np.stack([_with_loss(c.forward_s_DO, c.loss_forward_s_D) for c in costs]),
         backward_s_CDO=np.stack([_with_loss(c.backward_s_DO, c.loss_backward_s_D) for c in costs]),
+        input_s_CDO=np.stack([_with_loss(c.input_s_DO, c.loss_backward_s_D) for c in costs]),
+        weight_s_CDO=np.stack([_with_loss(c.weight_s_DO, np.zeros(len(c.weight_s_DO))) for c in costs]),
+        deferred_bytes_CO=_deferred_bytes(graph, costs),
         workspace_bytes_CO=np.stack([np.append(c.workspace_bytes_O, 0.0) for c in costs]),
         tensors=_incidence(made.values(), [graph.tensors[name].producer or 0 for name in made]),
         message_bytes_CI=message_bytes_CI,
@@ -122,6 +133,21 @@ def _maker(graph: ModelGraph, storage: SavedStorage) -> int:
     """The operator that makes a storage; one that no graph tensor owns is made by its first reader."""
     tensor = graph.tensors.get(storage.name)
     return min(storage.operators) if tensor is None or tensor.producer is None else tensor.producer
+
+
+def _deferred_bytes(graph: ModelGraph, costs: Sequence[MicrobatchCosts]) -> Array:
+    """Tensors that the operators read, which are needed again, and their results' gradients."""
+    separable = separable_operators(graph, range(len(graph.operators)))
+    readers = Counter(name for index in separable for name in graph.operators[index].inputs)
+    size_bytes_CO = np.zeros((len(costs), len(graph.operators) + 1))
+    for index in separable:
+        operator = graph.operators[index]
+        read = [name for name in operator.inputs if graph.tensors[name].producer is not None]
+        for choice, cost in enumerate(costs):
+            kept = sum(cost.tensor_bytes[name] / readers[name] for name in read)
+            made = sum(cost.tensor_bytes[name] for name in operator.outputs if name)
+            size_bytes_CO[choice, index] = kept + made
+    return size_bytes_CO
 
 
 def _with_loss(seconds_DO: Array, loss_s_D: Array) -> Array:

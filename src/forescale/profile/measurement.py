@@ -26,12 +26,16 @@ class OperatorMeasurement:
     Attributes:
         binding: the graph's symbols in that microbatch.
         forward_s_O, backward_s_O: seconds of every operator; they add up to the measured whole pass.
+        input_s_O, weight_s_O: seconds of the backward in two parts: what earlier operators wait for, and
+            gradients of parameters that can be computed later (0 where none can).
         loss_saved_bytes: memory the loss keeps for its backward beside the model's outputs.
     """
 
     binding: Mapping[str, int]
     forward_s_O: Array
     backward_s_O: Array
+    input_s_O: Array
+    weight_s_O: Array
     loss_forward_s: float
     loss_backward_s: float
     loss_saved_bytes: float
@@ -47,6 +51,8 @@ class OperatorMeasurement:
             "binding": dict(self.binding),
             "forward_s_O": self.forward_s_O.tolist(),
             "backward_s_O": self.backward_s_O.tolist(),
+            "input_s_O": self.input_s_O.tolist(),
+            "weight_s_O": self.weight_s_O.tolist(),
             "loss_forward_s": self.loss_forward_s,
             "loss_backward_s": self.loss_backward_s,
             "loss_saved_bytes": self.loss_saved_bytes,
@@ -58,6 +64,8 @@ class OperatorMeasurement:
             binding=value["binding"],
             forward_s_O=np.asarray(value["forward_s_O"], dtype=np.float64),
             backward_s_O=np.asarray(value["backward_s_O"], dtype=np.float64),
+            input_s_O=np.asarray(value["input_s_O"], dtype=np.float64),
+            weight_s_O=np.asarray(value["weight_s_O"], dtype=np.float64),
             loss_forward_s=value["loss_forward_s"],
             loss_backward_s=value["loss_backward_s"],
             loss_saved_bytes=value["loss_saved_bytes"],
@@ -98,6 +106,8 @@ def typical(measurements: Sequence[OperatorMeasurement]) -> OperatorMeasurement:
         binding=measurements[0].binding,
         forward_s_O=middle([m.forward_s_O for m in measurements]),
         backward_s_O=middle([m.backward_s_O for m in measurements]),
+        input_s_O=middle([m.input_s_O for m in measurements]),
+        weight_s_O=middle([m.weight_s_O for m in measurements]),
         loss_forward_s=float(middle([m.loss_forward_s for m in measurements])),
         loss_backward_s=float(middle([m.loss_backward_s for m in measurements])),
         loss_saved_bytes=float(middle([m.loss_saved_bytes for m in measurements])),

@@ -35,6 +35,8 @@ class Costs(TypedDict):
 
     forward_s_DO: Array
     backward_s_DO: Array
+    input_s_DO: Array
+    weight_s_DO: Array
     loss_forward_s_D: Array
     loss_backward_s_D: Array
     tensor_bytes: Mapping[str, int]
@@ -61,10 +63,15 @@ class KindProfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds:
-    """Of one microbatch on one device kind at speed 1; the loss is the last entry."""
+    """Of one microbatch on one device kind at speed 1; the loss is the last entry.
+
+    ``input_s_P`` and ``weight_s_P`` are the backward in two parts, see ``OperatorMeasurement``.
+    """
 
     forward_s_P: Array
     backward_s_P: Array
+    input_s_P: Array
+    weight_s_P: Array
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,15 +111,14 @@ class ModelProfile:
         """
         sizes = self._sizes(_key(binding))
         speed_D1 = np.array([[device.speed] for device in devices])
-        forward_s_DP = (
-            np.stack([self.seconds(binding, device.kind).forward_s_P for device in devices]) / speed_D1
-        )
-        backward_s_DP = (
-            np.stack([self.seconds(binding, device.kind).backward_s_P for device in devices]) / speed_D1
-        )
+        seconds = [self.seconds(binding, device.kind) for device in devices]
+        forward_s_DP = np.stack([s.forward_s_P for s in seconds]) / speed_D1
+        backward_s_DP = np.stack([s.backward_s_P for s in seconds]) / speed_D1
         return Costs(
             forward_s_DO=forward_s_DP[:, :-1],
             backward_s_DO=backward_s_DP[:, :-1],
+            input_s_DO=np.stack([s.input_s_P for s in seconds])[:, :-1] / speed_D1,
+            weight_s_DO=np.stack([s.weight_s_P for s in seconds])[:, :-1] / speed_D1,
             loss_forward_s_D=forward_s_DP[:, -1],
             loss_backward_s_D=backward_s_DP[:, -1],
             tensor_bytes=sizes.tensor_bytes,
@@ -187,14 +193,16 @@ class ModelProfile:
     def _seconds(self) -> Callable[[_Key, DeviceKind], Seconds]:
         return lru_cache(maxsize=KEPT_BINDINGS)(self._predict)
 
-    def _loads_P(self, binding: Mapping[str, int]) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
-        """(FLOPs, bytes) of the forward and of the backward; the loss reads the output and writes as much."""
+    def _loads_P(self, binding: Mapping[str, int]) -> tuple[tuple[Array, Array], ...]:
+        """(FLOPs, bytes) of the forward, of the backward, and for each of its parts those of the whole.
+
+        The loss reads the output and writes as much.
+        """
         work = self._cost_table(binding)
         loss_bytes = 2 * self._sizes(_key(binding)).output_bytes
-        return (
-            (np.append(work.forward_flops_O, 0.0), np.append(work.forward_bytes_O, loss_bytes)),
-            (np.append(work.backward_flops_O, 0.0), np.append(work.backward_bytes_O, loss_bytes)),
-        )
+        backward = (np.append(work.backward_flops_O, 0.0), np.append(work.backward_bytes_O, loss_bytes))
+        forward = (np.append(work.forward_flops_O, 0.0), np.append(work.forward_bytes_O, loss_bytes))
+        return forward, backward, backward, backward
 
     @cached_property
     def _rooflines(self) -> Mapping[DeviceKind, Roofline]:
@@ -205,7 +213,9 @@ class ModelProfile:
         flops: list[Array] = []
         size_bytes: list[Array] = []
         for measured in profile.measurements:
-            for seconds_P, load_P in zip(_seconds_P(measured), self._loads_P(measured.binding), strict=True):
+            for seconds_P, load_P in zip(
+                _seconds_P(measured)[:2], self._loads_P(measured.binding)[:2], strict=True
+            ):
                 seconds.append(seconds_P)
                 flops.append(load_P[0])
                 size_bytes.append(load_P[1])
@@ -218,7 +228,7 @@ class ModelProfile:
         for kind, profile in self.kinds.items():
             loads = [self._loads_P(measured.binding) for measured in profile.measurements]
             phases: list[tuple[Array, Array]] = []
-            for phase in (0, 1):
+            for phase in range(len(_seconds_P(profile.measurements[0]))):
                 roof_s_KP = np.stack([_roof_s_P(self._rooflines[kind], *load[phase]) for load in loads])
                 seconds_KP = np.stack([_seconds_P(measured)[phase] for measured in profile.measurements])
                 phases.append((roof_s_KP, seconds_KP / roof_s_KP))
@@ -231,7 +241,10 @@ class ModelProfile:
         for load_P, (roof_s_KP, excess_KP) in zip(self._loads_P(dict(key)), self._points[kind], strict=True):
             roof_s_P = _roof_s_P(self._rooflines[kind], *load_P)
             predicted.append(roof_s_P * _interpolate(roof_s_P, roof_s_KP, excess_KP))
-        return Seconds(forward_s_P=predicted[0], backward_s_P=predicted[1])
+        forward_s_P, backward_s_P, input_s_P, weight_s_P = predicted
+        return Seconds(
+            forward_s_P=forward_s_P, backward_s_P=backward_s_P, input_s_P=input_s_P, weight_s_P=weight_s_P
+        )
 
     # --- bytes -----------------------------------------------------------------------------------
 
@@ -289,10 +302,13 @@ def _roof_s_P(roofline: Roofline, flops_P: Array, bytes_P: Array) -> Array:
     return np.maximum(roofline.seconds(flops_P, bytes_P), LEAST_ROOF_S)
 
 
-def _seconds_P(measured: OperatorMeasurement) -> tuple[Array, Array]:
+def _seconds_P(measured: OperatorMeasurement) -> tuple[Array, ...]:
+    """Of the forward, the backward, and its two parts."""
     return (
         np.append(measured.forward_s_O, measured.loss_forward_s),
         np.append(measured.backward_s_O, measured.loss_backward_s),
+        np.append(measured.input_s_O, measured.loss_backward_s),
+        np.append(measured.weight_s_O, 0.0),
     )
 
 

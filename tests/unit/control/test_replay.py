@@ -20,7 +20,7 @@ def run():
 
 @pytest.fixture
 def planner() -> Planner:
-    return Planner(ChainCosts())
+    return Planner(ChainCosts(), max_chunks=1)
 
 
 def test_forged_command_is_found(run, planner) -> None:

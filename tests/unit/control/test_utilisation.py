@@ -23,7 +23,7 @@ def run() -> SimulatedRun:
 
 @pytest.fixture
 def planner() -> Planner:
-    return Planner(ChainCosts())
+    return Planner(ChainCosts(), max_chunks=1)
 
 
 def observed_busy(run: SimulatedRun, device: str) -> list[float]:

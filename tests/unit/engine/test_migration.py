@@ -35,7 +35,7 @@ def graph() -> ModelGraph:
     return replace(chain_graph(1), parameters=parameters)
 
 
-def trained() -> tuple[Mapping[str, nn.Parameter], Mapping[nn.Parameter, dict[str, Any]]]:
+def trained() -> tuple[Mapping[str, nn.Parameter], Mapping[torch.Tensor, dict[str, Any]]]:
     """Parameters that AdamW has stepped, and their state."""
     random = torch.Generator().manual_seed(0)
     parameters = {n: nn.Parameter(torch.randn(shape, generator=random)) for n, shape in SHAPES.items()}

@@ -17,6 +17,7 @@ from forescale.graph.model import (
     SavedStorage,
     Tensor,
 )
+from forescale.graph.separable import separable_operators
 from forescale.plan.problem import MicrobatchCosts, PartitionProblem
 
 FAST = Link(bandwidth_bytes_per_s=1e9, latency_s=1e-6)
@@ -45,12 +46,15 @@ class GraphBuilder:
         updates: str | None = None,
         requires_grad: bool = True,
         module: str = "",
+        separable: bool = False,
     ) -> str:
+        """``separable``: gradients of its parameters can be computed apart from that of its first input."""
+        arguments = ({"tensor": inputs[0]}, *({"parameter": name} for name in parameters))
         operator = Operator(
             index=len(self.operators),
             name=name,
-            target="aten.add.Tensor",
-            args=(),
+            target="aten.linear.default" if separable else "aten.add.Tensor",
+            args=arguments if separable else (),
             kwargs={},
             outputs=(name,),
             returns_tuple=False,
@@ -114,14 +118,21 @@ class GraphBuilder:
         )
 
 
-def chain(count: int, *, elements: int = 8, parameter_elements: int = 0) -> ModelGraph:
+def chain(
+    count: int, *, elements: int = 8, parameter_elements: int = 0, separable: bool = False
+) -> ModelGraph:
     """``count`` operators in a row, each with its own parameter and saving its input."""
     builder = GraphBuilder()
     previous = "x"
     for index in range(count):
         parameters = [builder.parameter(f"weight{index}", parameter_elements)] if parameter_elements else []
         previous = builder.add(
-            f"op{index}", previous, elements=elements, parameters=parameters, module=f"layers.{index}"
+            f"op{index}",
+            previous,
+            elements=elements,
+            parameters=parameters,
+            module=f"layers.{index}",
+            separable=separable,
         )
         if index:
             builder.save(f"op{index - 1}", index)
@@ -148,18 +159,27 @@ def problem(
     optimizer_s_per_byte: float = 0.0,
     loss_s: float = 0.0,
     clips_norm: bool = False,
+    weight_share: float = 0.0,
 ) -> PartitionProblem:
     """A problem whose operators take ``seconds`` for a whole batch forward, twice that backward.
 
-    Smaller microbatches take proportionally less and ``overhead_s`` more, each.
+    Smaller microbatches take proportionally less and ``overhead_s`` more, each. Gradients of parameters take
+    ``weight_share`` of the backward where they can be computed apart.
     """
+    separable_O = np.isin(
+        np.arange(len(graph.operators)), list(separable_operators(graph, range(len(graph.operators))))
+    )
     cost_s_O = np.array(seconds if seconds is not None else [1.0] * len(graph.operators))
     slowness_D1 = 1 / np.array(speeds)[:, None]
 
     def costs(count: int) -> MicrobatchCosts:
+        backward_s_DO = slowness_D1 * 2 * (cost_s_O / count + overhead_s)
+        weight_s_DO = weight_share * separable_O * backward_s_DO
         return MicrobatchCosts(
             forward_s_DO=slowness_D1 * (cost_s_O / count + overhead_s),
-            backward_s_DO=slowness_D1 * 2 * (cost_s_O / count + overhead_s),
+            backward_s_DO=backward_s_DO,
+            input_s_DO=backward_s_DO - weight_s_DO,
+            weight_s_DO=weight_s_DO,
             loss_forward_s_D=slowness_D1[:, 0] * loss_s / count,
             loss_backward_s_D=slowness_D1[:, 0] * loss_s / count,
             tensor_bytes={n: 4 * int(t.shape[0]) // count for n, t in graph.tensors.items()},

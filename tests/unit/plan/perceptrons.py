@@ -98,9 +98,12 @@ def perceptron_problem(
         binding = {"rows": rows // count}
         cost = table(binding)
         loss_s_D = slowness_D1[:, 0] * loss_s / count
+        backward_s_DO = slowness_D1 * cost.backward_flops_O / flops_per_s
         return MicrobatchCosts(
             forward_s_DO=slowness_D1 * cost.forward_flops_O / flops_per_s,
-            backward_s_DO=slowness_D1 * cost.backward_flops_O / flops_per_s,
+            backward_s_DO=backward_s_DO,
+            input_s_DO=backward_s_DO,
+            weight_s_DO=np.zeros_like(backward_s_DO),
             loss_forward_s_D=loss_s_D,
             loss_backward_s_D=loss_s_D,
             tensor_bytes={

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from forescale.graph.model import ModelGraph
+from forescale.graph.separable import separable_operators
 from forescale.plan.partition_plan import Schedule, Stage
 from forescale.plan.problem import PartitionProblem
 from forescale.plan.schedule import Layout, Phase
@@ -67,7 +70,11 @@ class Split:
         forward_s = costs.forward_s_DO[device, operators].sum() + is_last * costs.loss_forward_s_D[device]
         if phase is Phase.FORWARD:
             return float(forward_s)
-        backward_s = costs.backward_s_DO[device, operators].sum() + is_last * costs.loss_backward_s_D[device]
+        if phase is Phase.WEIGHT:
+            return float(costs.weight_s_DO[device, operators].sum())
+        zero_bubble = self.schedule is Schedule.ZERO_BUBBLE
+        backward_s_DO = costs.input_s_DO if zero_bubble else costs.backward_s_DO
+        backward_s = backward_s_DO[device, operators].sum() + is_last * costs.loss_backward_s_D[device]
         return float(backward_s + self.stages[stage].recompute * forward_s)
 
     def held_parameters(self, stage: int) -> set[str]:
@@ -79,41 +86,51 @@ class Split:
 
     def step_s(self) -> float:
         count = len(self.stages)
-        orders = [self.layout.order(self.schedule, s) for s in range(count)]
+        names = list(dict.fromkeys(stage.device for stage in self.stages))
+        agendas = [self.layout.agenda(self.schedule, place) for place in range(len(names))]
+        home = [names.index(stage.device) for stage in self.stages]
         runs = self.layout.runs_S
-        done = [0] * count
-        free_s = [0.0] * count
+        done = [0] * len(names)
+        free_s = [0.0] * len(names)
         ready_s: dict[tuple[int, int, int], float] = {}
         link_free_s: dict[tuple[int, int], float] = {}
-        while any(done[s] < len(orders[s]) for s in range(count)):
-            for stage in range(count):
-                if done[stage] == len(orders[stage]):
+        while any(done[d] < len(agendas[d]) for d in range(len(names))):
+            for device, agenda in enumerate(agendas):
+                if done[device] == len(agenda):
                     continue
-                phase, microbatch = orders[stage][done[stage]]
+                stage, phase, microbatch = agenda[done[device]]
+                assert home[stage] == device
+                if phase is Phase.WEIGHT:
+                    free_s[device] += self.seconds(stage, phase)
+                    done[device] += 1
+                    continue
                 forward = phase is Phase.FORWARD
                 sources = range(stage) if forward else range(count - 1, stage, -1)
                 sources = [s for s in sources if microbatch in runs[s] and self.sent(s, stage)]
                 if any((s, stage, microbatch) not in ready_s for s in sources):
                     continue
-                time_s = free_s[stage]
+                time_s = free_s[device]
                 for source in sources:
                     time_s = max(time_s, ready_s[source, stage, microbatch])
-                    time_s += self.link(source, stage).occupies_device * self.message_s(source, stage)
+                    time_s += self.occupied_s(source, stage)
                 time_s += self.seconds(stage, phase)
                 for target in range(stage + 1, count) if forward else range(stage - 1, -1, -1):
                     if microbatch not in runs[target] or not self.sent(stage, target):
                         continue
                     ready_s[stage, target, microbatch] = time_s
-                    if self.link(stage, target).occupies_device:
-                        time_s += self.message_s(stage, target)
-                    else:
-                        arrival_s = max(time_s, link_free_s.get((stage, target), 0)) + self.message_s(
-                            stage, target
-                        )
-                        ready_s[stage, target, microbatch] = link_free_s[stage, target] = arrival_s
-                free_s[stage] = time_s
-                done[stage] += 1
-        return self.end_s(free_s)
+                    time_s += self.occupied_s(stage, target)
+                    if self.occupied_s(stage, target) == 0 and home[target] != device:
+                        link = (device, home[target])
+                        arrival_s = max(time_s, link_free_s.get(link, 0)) + self.message_s(stage, target)
+                        ready_s[stage, target, microbatch] = link_free_s[link] = arrival_s
+                free_s[device] = time_s
+                done[device] += 1
+        return self.end_s([free_s[device] for device in home])
+
+    def occupied_s(self, source: int, target: int) -> float:
+        """What a message takes from the devices at both ends."""
+        apart = self.stages[source].device != self.stages[target].device
+        return apart * self.link(source, target).occupies_device * self.message_s(source, target)
 
     def link(self, source: int, target: int):
         return self.problem.cluster.link(self.stages[source].device, self.stages[target].device)
@@ -126,10 +143,12 @@ class Split:
 
     def end_s(self, free_s: list[float]) -> float:
         stages = range(len(self.stages))
-        after_s = []
+        devices = list(dict.fromkeys(stage.device for stage in self.stages))
+        after_s = dict.fromkeys(devices, 0.0)
+        exchange_s = dict.fromkeys(devices, 0.0)
         for stage in stages:
-            time_s = free_s[stage]
-            exchange_s = 0.0
+            device = self.stages[stage].device
+            after_s[device] = max(after_s[device], free_s[stage])
             for other in stages:
                 shared = self.held_parameters(stage) & self.held_parameters(other)
                 size_bytes = sum(
@@ -138,21 +157,33 @@ class Split:
                     / sum(name in self.held_parameters(s) for s in stages)
                     for name in shared
                 )
-                if other != stage and size_bytes:
-                    time_s = max(time_s, free_s[other])
+                if self.stages[other].device != device and size_bytes:
+                    after_s[device] = max(after_s[device], free_s[other])
                     link = self.link(stage, other)
                     sum_s = link.latency_s + link.transfer_s(size_bytes)  # two messages
-                    exchange_s += sum_s * (2 if link.occupies_device else 1)
-            after_s.append(time_s + exchange_s)
+                    exchange_s[device] += sum_s * (2 if link.occupies_device else 1)
+        after_s = {device: time_s + exchange_s[device] for device, time_s in after_s.items()}
         if self.problem.clips_norm:
             latency_s = max(self.link(a, b).latency_s for a in stages for b in stages)
-            after_s = [max(after_s) + 2 * (len(stages) - 1) * latency_s] * len(stages)
-        return max(
-            after_s[s]
-            + self.bytes_of(self.held_parameters(s), trainable=True)
-            * float(self.problem.optimizer_s_per_byte_D[self.device(s)])
-            for s in stages
-        )
+            agreed_s = max(after_s.values()) + 2 * (len(devices) - 1) * latency_s
+            after_s = dict.fromkeys(devices, agreed_s)
+        for stage in stages:
+            updated_bytes = self.bytes_of(self.held_parameters(stage), trainable=True)
+            rate = float(self.problem.optimizer_s_per_byte_D[self.device(stage)])
+            after_s[self.stages[stage].device] += updated_bytes * rate
+        return max(after_s.values())
+
+    def deferred_bytes(self, operator: int) -> float:
+        """What the gradients of an operator's parameters need, if they are computed apart."""
+        separable = separable_operators(self.graph, range(len(self.graph.operators)))
+        if operator not in separable:
+            return 0.0
+        size_bytes = float(self.costs.tensor_bytes[self.graph.operators[operator].name])  # the gradient
+        for name in self.graph.operators[operator].inputs:
+            readers = [o for o in separable if name in self.graph.operators[o].inputs]
+            if self.graph.tensors[name].producer is not None:
+                size_bytes += self.costs.tensor_bytes[name] / len(readers)
+        return size_bytes
 
     def memory_bytes(self, stage: int) -> float:
         graph, costs = self.graph, self.costs
@@ -177,12 +208,13 @@ class Split:
                 kept[saved.name] = float(size_bytes)
         loss = is_last * costs.loss_saved_bytes
         of = costs.tensor_bytes
-        ahead = now = 0
-        for phase, _ in self.layout.order(self.schedule, stage):
-            now += 1 if phase is Phase.FORWARD else -1
-            ahead = max(ahead, now)
+        phases = [phase for phase, _ in self.layout.order(self.schedule, stage)]
+        forwards, backwards, weights = (np.cumsum([p is phase for p in phases]) for phase in Phase)
+        running, waiting = forwards - backwards, backwards - weights if weights.any() else 0 * weights
+        deferred = sum(self.deferred_bytes(o) for o in own)
         inputs = sum(of[n] for n in received)
         if self.stages[stage].recompute:
-            return fixed + ahead * (inputs + sum(of[n] for n in sent)) + sum(kept.values()) + loss
+            held = running * (inputs + sum(of[n] for n in sent)) + waiting * deferred
+            return fixed + max(held) + sum(kept.values()) + loss
         outputs = sum(of[n] for n in sent - kept.keys())
-        return fixed + ahead * (inputs + outputs + sum(kept.values()) + loss)
+        return fixed + max(running * (inputs + outputs + sum(kept.values()) + loss) + waiting * deferred)

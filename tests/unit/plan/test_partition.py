@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from forescale.core.cluster import Link
 from forescale.core.errors import InfeasiblePlan, InvalidInput
+from forescale.plan.evaluation import Mode, Pricing, evaluate
+from forescale.plan.line import Line, cut
 from forescale.plan.partition import partition, predict
 from forescale.plan.partition_plan import Schedule, Stage
+from forescale.plan.schedule import Layout
+from forescale.plan.workload import tabulate
 from unit.plan.graphs import LOOPBACK, GraphBuilder, chain, problem
 
 
 def pipeline(request, **limits):
-    """The best plan without replicas."""
-    return partition(request, max_replicas=1, **limits)
+    """The best plan without replicas in which no device has several stages."""
+    return partition(request, max_replicas=1, max_chunks=1, **limits)
 
 
 def sizes(plan) -> list[int]:
@@ -96,6 +101,99 @@ def test_colocated_operators_stay_together_although_it_costs_time() -> None:
     plan = partition(problem(builder.build(["last"], {"x": 8}), seconds=[3, 1, 1, 1, 1, 1, 1, 3]))
     group = {1, 2, 3, 4, 5, 6}
     assert any(group <= set(stage.operators) for stage in plan.stages)
+
+
+def test_zero_bubble_where_gradients_of_parameters_can_wait() -> None:
+    graph = chain(8, parameter_elements=4, separable=True)
+    whole = pipeline(problem(graph))
+    plan = pipeline(problem(graph, weight_share=0.5))
+    assert whole.schedule is Schedule.ONE_F_ONE_B
+    assert plan.schedule is Schedule.ZERO_BUBBLE
+    # F + B + W of a stage is 12 s for the whole batch; of a microbatch, F + B - W is lost, not F + B + W.
+    assert whole.prediction.step_s == pytest.approx(12 + 3, rel=1e-3)
+    assert plan.prediction.step_s == pytest.approx(12 + 1, rel=1e-3)
+    assert [s.backward_s for s in plan.prediction.stages] == pytest.approx([2.0, 2.0])
+    assert any("Of the backwards, 50% + 50% are gradients of parameters" in s for s in plan.rationale)
+    alone = partition(problem(graph, weight_share=0.5), max_stages=1)
+    assert alone.schedule is Schedule.ONE_F_ONE_B
+
+
+def test_devices_take_turns_where_that_shortens_the_step() -> None:
+    request = problem(chain(8), memory_bytes=10**6)
+    plan = partition(request, max_replicas=1, max_chunks=2)
+    assert plan.schedule is Schedule.INTERLEAVED
+    assert [stage.device for stage in plan.stages] == ["cpu0", "cpu1"] * 2
+    assert sizes(plan) == [2, 2, 2, 2]
+    # Of a microbatch, a device's F + B is 3 s; half of it is lost instead of all.
+    assert plan.prediction.step_s == pytest.approx(12 + 1.5, rel=1e-3)
+    assert any("cpu0 and cpu1 take turns with 2 stages each" in sentence for sentence in plan.rationale)
+    assert plan.rationale[0].endswith("cpu1 is the bottleneck, busy 89% of it.")
+    more = partition(request, max_replicas=1)
+    assert sizes(more) == [1] * 8
+    assert more.prediction.step_s == pytest.approx(12 + 0.75, rel=1e-3)
+    crawling = Link(bandwidth_bytes_per_s=1e9, latency_s=0.3, occupies_device=True)
+    assert sizes(partition(problem(chain(8), link=crawling), max_replicas=1)) == [4, 4]
+
+
+def test_stages_of_one_device_must_fit_together() -> None:
+    graph = chain(4, parameter_elements=1000)
+    stages = [Stage(device=f"cpu{i % 2}", operators=(i,)) for i in range(4)]
+    predicted = predict(problem(graph), stages, 4, Schedule.INTERLEAVED).stages
+    of_devices = [sum(s.memory_bytes for s in predicted[place::2]) for place in (0, 1)]
+    for memory_bytes, short in ((max(of_devices), False), (min(of_devices) - 1, True)):
+        request = problem(graph, memory_bytes=memory_bytes, counts=(4,))
+        pricing, workload = Pricing.of(request), tabulate(request)
+        splits = cut([Line(workload, range(4), 4)], [np.array([[0, 1, 2, 3, 5]]).T])
+        mode = Mode(choice=0, layout=Layout.pipeline(4, 4, 2), schedule=Schedule.INTERLEAVED)
+        found = evaluate(pricing, splits, np.array([[0, 1, 0, 1]]).T, mode, np.zeros((4, 1), dtype=bool))
+        assert (found.excess_bytes_SN > 0).all() == short
+
+
+@pytest.mark.parametrize(
+    ("devices", "schedule", "problem_named"),
+    [
+        (("cpu0", "cpu1", "cpu0", "cpu1"), Schedule.ONE_F_ONE_B, "cpu0 is named twice"),
+        (("cpu0", "cpu1", "cpu1", "cpu0"), Schedule.INTERLEAVED, "must take turns"),
+        (("cpu0", "cpu1", "cpu0"), Schedule.INTERLEAVED, "must take turns"),
+    ],
+)
+def test_devices_that_do_not_take_turns_are_refused(devices, schedule, problem_named) -> None:
+    stages = [Stage(device=name, operators=(i,)) for i, name in enumerate(devices)]
+    with pytest.raises(InvalidInput, match=problem_named):
+        predict(problem(chain(len(devices))), stages, 4, schedule)
+
+
+def test_gradients_of_parameters_that_wait_need_memory() -> None:
+    graph = chain(8, elements=1000, parameter_elements=4, separable=True)
+    request = problem(graph, counts=(4,), weight_share=0.5)
+    stages = pipeline(request).stages
+    apart, whole = (predict(request, stages, 4, s) for s in (Schedule.ZERO_BUBBLE, Schedule.ONE_F_ONE_B))
+    more = [a.memory_bytes - w.memory_bytes for a, w in zip(apart.stages, whole.stages, strict=True)]
+    # In flight, four tensors of 1000 bytes are kept of a microbatch (and 8 bytes by the loss); while it
+    # waits, what each operator read (the batch not counted) and the gradient of its result.
+    in_flight_bytes, waiting_bytes = (4000, 4008), ((3 + 4) * 1000, (4 + 4) * 1000)
+    assert more[0] == (in_flight_bytes[0] + waiting_bytes[0]) - 2 * in_flight_bytes[0]
+    assert more[1] == 2 * waiting_bytes[1] - in_flight_bytes[1]
+
+
+def test_what_waits_adds_to_what_is_in_flight() -> None:
+    builder = GraphBuilder()
+    builder.parameter("weight", 4)
+    names = ["x"]
+    for number in range(2):
+        names.append(builder.add(f"wide{number}", names[-1], elements=10_000))
+        names.append(builder.add(f"narrow{number}", names[-1], elements=10))
+        names.append(
+            builder.add(f"linear{number}", names[-1], elements=10, parameters=["weight"], separable=True)
+        )
+        builder.save(f"wide{number}", 3 * number + 1)
+    graph = builder.build([names[-1]], {"x": 8})
+    request = problem(graph, counts=(4,), weight_share=0.5)
+    stages = [Stage(device="cpu0", operators=(0, 1, 2)), Stage(device="cpu1", operators=(3, 4, 5))]
+    apart, whole = (predict(request, stages, 4, s) for s in (Schedule.ZERO_BUBBLE, Schedule.ONE_F_ONE_B))
+    # On stage 1, one microbatch waits while one is in flight: two tensors of 10 elements of a quarter batch.
+    more = [a.memory_bytes - w.memory_bytes for a, w in zip(apart.stages, whole.stages, strict=True)]
+    assert more == [0, 2 * 10]
 
 
 def test_recomputation_only_where_memory_asks_for_it() -> None:
@@ -222,7 +320,7 @@ def test_a_slower_device_gets_fewer_microbatches() -> None:
 
 def test_gradients_that_take_long_to_sum_speak_against_replicas() -> None:
     def stages(elements: int) -> list[int]:
-        return sizes(partition(problem(chain(4, parameter_elements=elements), link=LOOPBACK)))
+        return sizes(partition(problem(chain(4, parameter_elements=elements), link=LOOPBACK), max_chunks=1))
 
     assert stages(10) == [4, 4]
     assert stages(1_000_000) == [2, 2]  # 16 MB at 1 MB/s
@@ -231,7 +329,7 @@ def test_gradients_that_take_long_to_sum_speak_against_replicas() -> None:
 def test_a_model_that_fits_no_device_alone_is_cut() -> None:
     graph = chain(4, parameter_elements=1000)
     assert sizes(partition(problem(graph, memory_bytes=70_000))) == [4, 4]
-    assert sizes(partition(problem(graph, memory_bytes=40_000))) == [2, 2]
+    assert sizes(partition(problem(graph, memory_bytes=40_000), max_chunks=1)) == [2, 2]
 
 
 def test_a_stage_that_changes_buffers_has_no_replicas() -> None:

@@ -6,15 +6,24 @@ import numpy as np
 import pytest
 
 from forescale.plan.partition_plan import Schedule
-from forescale.plan.schedule import Layout, Phase, PipelineTimes, deal, schedule_order, simulate_step
+from forescale.plan.schedule import (
+    Layout,
+    Phase,
+    PipelineTimes,
+    deal,
+    interleaved_order,
+    schedule_order,
+    simulate_step,
+)
 
-F, B = Phase.FORWARD, Phase.BACKWARD
+F, B, W = Phase.FORWARD, Phase.BACKWARD, Phase.WEIGHT
 
 
 def times(
     forward_s: list[float],
     backward_s: list[float],
     *,
+    weight_s: float = 0.0,
     wire_s: float = -np.inf,
     occupied_s: float = 0.0,
     optimizer_s: tuple[float, ...] | None = None,
@@ -27,6 +36,7 @@ def times(
     return PipelineTimes(
         forward_s_SN=np.array(forward_s)[:, None],
         backward_s_SN=np.array(backward_s)[:, None],
+        weight_s_SN=np.full((stages, 1), weight_s),
         wire_s_SSN=np.where(neighbours, wire_s, -np.inf),
         occupied_s_SSN=np.where(neighbours, occupied_s, 0.0),
         shares_SSN=np.zeros((stages, stages, 1), dtype=bool),
@@ -71,8 +81,44 @@ def test_gpipe_does_all_forwards_first() -> None:
 def test_every_task_once_and_a_forward_before_its_backward(schedule, stages, microbatches) -> None:
     for stage in range(stages):
         order = schedule_order(schedule, stage, stages, microbatches)
-        assert sorted(order) == sorted((phase, m) for phase in Phase for m in range(microbatches))
-        assert all(order.index((F, m)) < order.index((B, m)) for m in range(microbatches))
+        phases = Phase if schedule is Schedule.ZERO_BUBBLE else (F, B)
+        assert sorted(order) == sorted((phase, m) for phase in phases for m in range(microbatches))
+        places = [[order.index((phase, m)) for phase in phases] for m in range(microbatches)]
+        assert all(place == sorted(place) for place in places)
+
+
+def test_zero_bubble_lets_gradients_of_parameters_wait() -> None:
+    assert schedule_order(Schedule.ZERO_BUBBLE, 0, 2, 3) == (
+        *((F, 0), (F, 1), (B, 0), (W, 0), (F, 2), (B, 1), (W, 1), (B, 2), (W, 2)),
+    )
+    assert schedule_order(Schedule.ZERO_BUBBLE, 1, 2, 3) == (
+        *((F, 0), (B, 0), (F, 1), (B, 1), (W, 0), (F, 2), (B, 2), (W, 1), (W, 2)),
+    )
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), [(2, 2), (2, 5), (3, 7), (4, 8), (8, 9)])
+@pytest.mark.parametrize(("forward_s", "backward_s", "weight_s"), [(1.0, 1.0, 1.0), (2.0, 2.0, 1.0)])
+def test_zero_bubble_loses_what_was_published(
+    stages: int, microbatches: int, forward_s: float, backward_s: float, weight_s: float
+) -> None:
+    """Qi et al., ICLR 2024, table 2: ZB-H1 loses (p - 1)(F + B - W), 1F1B (p - 1)(F + B + W)."""
+    even = times([forward_s] * stages, [backward_s] * stages, weight_s=weight_s, wire_s=0.0)
+    work_s = microbatches * (forward_s + backward_s + weight_s)
+    lost_s = (stages - 1) * (forward_s + backward_s - weight_s)
+    assert step_s(Schedule.ZERO_BUBBLE, microbatches, even) == pytest.approx(work_s + lost_s)
+
+
+@pytest.mark.parametrize(("stages", "microbatches"), [(1, 3), (2, 4), (4, 3), (4, 9)])
+def test_zero_bubble_keeps_no_more_in_flight_than_1f1b(stages: int, microbatches: int) -> None:
+    layout = Layout.pipeline(stages, microbatches)
+    for stage in range(stages):
+        order = layout.order(Schedule.ZERO_BUBBLE, stage)
+        assert layout.in_flight(Schedule.ZERO_BUBBLE, stage) == layout.in_flight(Schedule.ONE_F_ONE_B, stage)
+        assert layout.waiting(Schedule.ZERO_BUBBLE, stage) == min(stage + 1, microbatches)
+        assert layout.waiting(Schedule.ONE_F_ONE_B, stage) == 0
+        # From its forward to its gradients of parameters, no stage holds more than the first does in 1F1B.
+        begun = np.cumsum([(phase is F) - (phase is W) for phase, _ in order])
+        assert begun.max() == layout.in_flight(Schedule.ONE_F_ONE_B, 0)
 
 
 @pytest.mark.parametrize("schedule", Schedule)
@@ -111,6 +157,46 @@ def test_tied_gradients_are_summed_after_the_last_holder() -> None:
     apart = times([1.0, 1.0], [1.0, 1.0], wire_s=0.0)
     tied = replace(apart, shares_SSN=~np.eye(2, dtype=bool)[..., None], exchange_s_SN=np.full((2, 1), 0.5))
     assert step_s(Schedule.GPIPE, 1, tied) == pytest.approx(4.5)
+
+
+def test_devices_that_take_turns_work_in_the_published_order() -> None:
+    """Narayanan et al., SC 2021, figure 4, for two devices with two stages each: 0, 2 and 1, 3."""
+    assert interleaved_order(0, 2, 2, 4) == (
+        *((0, F, 0), (0, F, 1), (2, F, 0), (2, F, 1)),
+        *((0, F, 2), (2, B, 0), (0, F, 3), (2, B, 1), (2, F, 2), (0, B, 0), (2, F, 3), (0, B, 1)),
+        *((2, B, 2), (2, B, 3), (0, B, 2), (0, B, 3)),
+    )
+    assert interleaved_order(1, 2, 2, 4) == (
+        *((1, F, 0), (1, F, 1)),
+        *((3, F, 0), (3, B, 0), (3, F, 1), (3, B, 1), (1, F, 2), (1, B, 0), (1, F, 3), (1, B, 1)),
+        *((3, F, 2), (3, B, 2), (3, F, 3), (3, B, 3), (1, B, 2), (1, B, 3)),
+    )
+
+
+@pytest.mark.parametrize("devices", [2, 3, 4])
+@pytest.mark.parametrize("chunks", [2, 3])
+@pytest.mark.parametrize("microbatches", [1, 2, 3, 4, 5, 7, 8, 11])
+def test_turns_end_with_every_task_done_once(devices: int, chunks: int, microbatches: int) -> None:
+    layout = Layout.pipeline(devices * chunks, microbatches, chunks)
+    done = [layout.agenda(Schedule.INTERLEAVED, device) for device in range(devices)]
+    for device, agenda in enumerate(done):
+        every = [(s, p, m) for s in layout.stages_of(device) for p in (F, B) for m in range(microbatches)]
+        assert sorted(agenda) == sorted(every)
+    stages = devices * chunks
+    even = times([1.0] * stages, [2.0] * stages, wire_s=0.0)
+    # No task may wait for ever, and each device has work for all the time it does not wait.
+    took_s = simulate_step(Schedule.INTERLEAVED, layout, even)
+    work_s = 3.0 * chunks * microbatches
+    assert took_s >= work_s
+    if microbatches % devices == 0:
+        # Table in section 2.2: the bubble of 1F1B, (p - 1)(F + B) of a whole device, divided by the chunks.
+        assert took_s == pytest.approx(work_s + 3.0 * (devices - 1))
+
+
+def test_stages_of_one_device_share_its_time_and_its_update() -> None:
+    alone = times([1.0, 1.0], [2.0, 2.0], wire_s=0.0, optimizer_s=(0.5, 0.5))
+    layout = Layout(microbatches=2, positions_S=(0, 1), runs_S=((0, 1), (0, 1)), chunks=2)
+    assert simulate_step(Schedule.INTERLEAVED, layout, alone) == pytest.approx(2 * 6 + 2 * 0.5)
 
 
 def test_candidates_do_not_influence_each_other() -> None:

@@ -95,10 +95,13 @@ def measurement(rows: int, roofline: Roofline = TRUTH) -> OperatorMeasurement:
     blank = ModelProfile(graph=graph(), kinds={}, optimizer_state_ratio=0.0)
     work = blank.work({"rows": rows})
     loss_s = float(roofline.seconds(np.array(0.0), np.array(2 * 2048.0 * rows)))
+    backward_s_O = roofline.seconds(work.backward_flops_O, work.backward_bytes_O)
     return OperatorMeasurement(
         binding={"rows": rows},
         forward_s_O=roofline.seconds(work.forward_flops_O, work.forward_bytes_O),
-        backward_s_O=roofline.seconds(work.backward_flops_O, work.backward_bytes_O),
+        backward_s_O=backward_s_O,
+        input_s_O=0.6 * backward_s_O,
+        weight_s_O=0.5 * backward_s_O,
         loss_forward_s=loss_s,
         loss_backward_s=loss_s,
         loss_saved_bytes=100.0 * rows,
@@ -127,6 +130,8 @@ def test_the_measured_microbatch_is_given_back_and_speed_divides() -> None:
     costs = profile(measured).microbatch_costs({"rows": 64}, [CPU, SLOW])
     assert costs["forward_s_DO"][0] == pytest.approx(measured.forward_s_O)
     assert costs["backward_s_DO"][1] == pytest.approx(2 * measured.backward_s_O)
+    assert costs["input_s_DO"][1] == pytest.approx(2 * measured.input_s_O)
+    assert costs["weight_s_DO"][1] == pytest.approx(2 * measured.weight_s_O)
     assert costs["loss_forward_s_D"] == pytest.approx([measured.loss_forward_s, 2 * measured.loss_forward_s])
 
 
@@ -136,6 +141,7 @@ def test_other_sizes_follow_the_roofline(rows: int) -> None:
     expected = measurement(rows)
     assert costs["forward_s_DO"][0] == pytest.approx(expected.forward_s_O, rel=0.02)
     assert costs["backward_s_DO"][0] == pytest.approx(expected.backward_s_O, rel=0.02)
+    assert costs["weight_s_DO"][0] == pytest.approx(expected.weight_s_O, rel=0.02)
     assert costs["loss_backward_s_D"][0] == pytest.approx(expected.loss_backward_s, rel=0.02)
 
 

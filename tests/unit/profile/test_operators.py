@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from forescale.core.clock import SystemClock
 from forescale.graph.capture import CapturedModel, capture
-from forescale.profile.operators import measure_operators, measure_optimizer
+from forescale.profile.operators import LEAST_PASSES, measure_operators, measure_optimizer
 
 
 class Small(nn.Module):
@@ -50,7 +50,7 @@ def loss(output: torch.Tensor) -> torch.Tensor:
 
 
 def test_operators_add_up_to_the_whole_pass(captured: CapturedModel) -> None:
-    measured = measure_operators(captured, [torch.randn(6, 8)], loss, clock=Ticks(), budget_s=0.0)
+    (measured,) = measure_operators(captured, [([torch.randn(6, 8)], loss)], clock=Ticks(), budget_s=0.0)
     # On this clock a whole forward takes one second, and a whole backward one.
     assert measured.forward_s_O.sum() + measured.loss_forward_s == pytest.approx(1.0)
     assert measured.backward_s_O.sum() + measured.loss_backward_s == pytest.approx(1.0)
@@ -59,7 +59,7 @@ def test_operators_add_up_to_the_whole_pass(captured: CapturedModel) -> None:
 
 
 def test_every_operator_with_a_gradient_has_a_backward(captured: CapturedModel) -> None:
-    measured = measure_operators(captured, [torch.randn(6, 8)], loss, clock=Ticks(), budget_s=0.0)
+    (measured,) = measure_operators(captured, [([torch.randn(6, 8)], loss)], clock=Ticks(), budget_s=0.0)
     assert (measured.forward_s_O > 0).all()
     for operator in captured.graph.operators:
         carries = any(captured.graph.tensors[name].requires_grad for name in operator.outputs if name)
@@ -69,9 +69,19 @@ def test_every_operator_with_a_gradient_has_a_backward(captured: CapturedModel) 
             assert measured.backward_s_O[operator.index] == 0
 
 
+def test_gradients_of_parameters_are_timed_apart_where_they_can_be(captured: CapturedModel) -> None:
+    (measured,) = measure_operators(captured, [([torch.randn(6, 8)], loss)], clock=Ticks(), budget_s=0.0)
+    for operator in captured.graph.operators:
+        apart = operator.target == "aten.linear.default"
+        assert (measured.weight_s_O[operator.index] > 0) == apart
+        if not apart:
+            assert measured.input_s_O[operator.index] == measured.backward_s_O[operator.index]
+    assert (measured.input_s_O[measured.weight_s_O > 0] > 0).all()
+
+
 def test_measuring_leaves_no_trace(captured: CapturedModel) -> None:
     before = {name: value.clone() for name, value in captured.state.items()}
-    measure_operators(captured, [torch.randn(6, 8)], loss, clock=SystemClock(), budget_s=0.0)
+    measure_operators(captured, [([torch.randn(6, 8)], loss)], clock=SystemClock(), budget_s=0.0)
     for name, value in captured.state.items():
         assert torch.equal(value, before[name])
         assert value.grad is None
@@ -80,22 +90,39 @@ def test_measuring_leaves_no_trace(captured: CapturedModel) -> None:
 def test_the_random_state_is_kept(captured: CapturedModel) -> None:
     batch = torch.randn(6, 8)
     random_state = torch.get_rng_state()
-    measure_operators(captured, [batch], loss, clock=Ticks(), budget_s=0.0)
+    measure_operators(captured, [([batch], loss)], clock=Ticks(), budget_s=0.0)
     assert torch.equal(torch.get_rng_state(), random_state)
 
 
 def test_random_operators_are_seeded_as_training_does(captured: CapturedModel) -> None:
     seeded: list[int] = []
-    measure_operators(captured, [torch.randn(6, 8)], loss, reseed=seeded.append, clock=Ticks(), budget_s=0.0)
+    measure_operators(
+        captured, [([torch.randn(6, 8)], loss)], reseed=seeded.append, clock=Ticks(), budget_s=0.0
+    )
     assert set(seeded) == {operator.index for operator in captured.graph.operators if operator.random}
 
 
 def test_what_the_loss_keeps_is_counted(captured: CapturedModel) -> None:
     batch = torch.randn(6, 8)
-    plain = measure_operators(captured, [batch], loss, clock=Ticks(), budget_s=0.0)
+    (plain,) = measure_operators(captured, [([batch], loss)], clock=Ticks(), budget_s=0.0)
     assert plain.loss_saved_bytes == 0  # square keeps its input only, which is the model's output
-    kept = measure_operators(captured, [batch], lambda y: y.exp().sum(), clock=Ticks(), budget_s=0.0)
+    (kept,) = measure_operators(captured, [([batch], lambda y: y.exp().sum())], clock=Ticks(), budget_s=0.0)
     assert kept.loss_saved_bytes == 6 * 8 * 4
+
+
+def test_microbatches_take_turns(captured: CapturedModel) -> None:
+    turns: list[int] = []
+
+    def noted(output: torch.Tensor) -> torch.Tensor:
+        turns.append(len(output))
+        return loss(output)
+
+    sizes = [([torch.randn(rows, 8)], noted) for rows in (2, 6)]
+    measured = measure_operators(captured, sizes, clock=Ticks(), budget_s=0.0)
+    assert turns == [2, 6] + [2, 2, 2, 6, 6, 6] * LEAST_PASSES
+    assert [m.binding for m in measured] == [
+        captured.graph.bind({captured.graph.inputs[0]: (rows, 8)}) for rows in (2, 6)
+    ]
 
 
 def test_optimizer_cost_is_per_byte() -> None:
@@ -119,8 +146,8 @@ def test_a_model_without_parameters_needs_no_optimizer() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_operators_are_measured_on_a_gpu(captured: CapturedModel) -> None:
-    measured = measure_operators(
-        captured, [torch.randn(6, 8)], loss, device=torch.device("cuda"), budget_s=0.1
+    (measured,) = measure_operators(
+        captured, [([torch.randn(6, 8)], loss)], device=torch.device("cuda"), budget_s=0.1
     )
     assert measured.backward_s_O.sum() > 0
     assert all(value.device.type == "cpu" for value in captured.state.values())

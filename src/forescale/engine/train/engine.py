@@ -35,11 +35,11 @@ from forescale.engine.train.parts import cut
 from forescale.engine.train.profiling import WorkerProfile
 from forescale.engine.train.shards import Checkpoint, Shard, checkpoint_path, complete
 from forescale.engine.train.task import Batch, TrainingTask, batch_rows, microbatch_rows, split_rows
-from forescale.engine.train.wiring import wire
+from forescale.engine.train.wiring import fed_inputs
 from forescale.graph.capture import CapturedModel
 from forescale.plan.moves import held_by, holdings
 from forescale.plan.partition_plan import PartitionPlan, replica_groups
-from forescale.plan.replicas import check_replicas
+from forescale.plan.replicas import check_replicas, check_turns
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class TrainingEngine:
         self._captured: CapturedModel
         self._template: OptimizerTemplate
         self._plan: PartitionPlan
-        self._fed: Mapping[str, tuple[str, ...]]  # device -> the batch inputs its stage reads
+        self._fed: Mapping[str, tuple[str, ...]]  # device -> the batch inputs its stages read
         self._ends: Set[str]  # the devices of the last stage
         self._steps: dict[int, _StepInFlight] = {}
         self._switches: dict[int, _Switch] = {}
@@ -163,6 +163,7 @@ class TrainingEngine:
         """
         check_replicas(self._captured.graph, plan.stages)
         self._template.check(plan)
+        check_turns(plan.stages, plan.schedule)
         self._enact(plan)
         held = holdings(self._captured.graph, plan)
         persistent = set(checkpoint.names()) if checkpoint else set[str]()
@@ -238,8 +239,7 @@ class TrainingEngine:
 
     def _enact(self, plan: PartitionPlan) -> None:
         self._plan = plan
-        graph = self._captured.graph
-        self._fed = {stage.device: wire(graph, plan, i).fed for i, stage in enumerate(plan.stages)}
+        self._fed = fed_inputs(self._captured.graph, plan)
         self._ends = {stage.device for stage in replica_groups(plan.stages)[-1]}
 
     def _weights(self, batch: Batch, parts: Sequence[int]) -> list[float]:
@@ -261,6 +261,7 @@ class TrainingEngine:
         """
         check_replicas(self._captured.graph, command.plan.stages)
         self._template.check(command.plan)
+        check_turns(command.plan.stages, command.plan.schedule)
         self._plans_made += 1
         self._switches[self._plans_made] = _Switch(command=command, before=self._plan)
         self._next_switch = self._plans_made

@@ -18,26 +18,26 @@ from forescale.plan.partition_plan import PartitionPlan, shards_with
 
 def compile_for(
     assignment: Assignment, plan: PartitionPlan, device: str, peers: Peers, stopwatch: Stopwatch
-) -> CompiledStage | None:
-    """The stage of ``plan`` that runs on ``device``; None if it is idle."""
-    for index, stage in enumerate(plan.stages):
-        if stage.device == device:
-            captured = assignment.captured
-            ranks = [assignment.ranks[shard.device] for shard in shards_with(plan.stages, index)]
-            collectives = Shards(ranks, peers, stopwatch).operators()
-            modules = {**captured.modules, **collectives}
-            return compile_stage(captured.graph, plan, index, peers.device, modules)
-    return None
+) -> tuple[CompiledStage, ...]:
+    """The stages of ``plan`` that run on ``device``; none if it is idle."""
+    captured = assignment.captured
+
+    def compiled(index: int) -> CompiledStage:
+        ranks = [assignment.ranks[shard.device] for shard in shards_with(plan.stages, index)]
+        modules = {**captured.modules, **Shards(ranks, peers, stopwatch).operators()}
+        return compile_stage(captured.graph, plan, index, peers.device, modules)
+
+    return tuple(compiled(index) for index, stage in enumerate(plan.stages) if stage.device == device)
 
 
 class Preparation:
-    """A plan whose stage is being compiled by another thread, which also makes room for what will arrive."""
+    """A plan that another thread compiles, which also makes room for what will arrive."""
 
     def __init__(self, plan: PartitionPlan) -> None:
         self.plan = plan
         self.landing = Landing()
         self.change: Change
-        self._compiled: CompiledStage | None = None
+        self._compiled: tuple[CompiledStage, ...] = ()
         self._error: Exception | None = None
         self._thread: threading.Thread
 
@@ -46,7 +46,7 @@ class Preparation:
         assignment: Assignment,
         current: PartitionPlan,
         device: str,
-        compiled_for: Callable[[PartitionPlan], CompiledStage | None],
+        compiled_for: Callable[[PartitionPlan], tuple[CompiledStage, ...]],
         place: torch.device,
     ) -> None:
         graph, copies = assignment.captured.graph, 1 + round(assignment.optimizer.state_ratio)
@@ -62,7 +62,7 @@ class Preparation:
         self._thread = threading.Thread(target=compile_it)
         self._thread.start()
 
-    def result(self) -> CompiledStage | None:
+    def result(self) -> tuple[CompiledStage, ...]:
         self._thread.join()
         if self._error is not None:
             raise self._error

@@ -54,16 +54,18 @@ def profile_model(
         clip_norm=assignment.clip_norm,
         device=device,
     )
-    measurements = tuple(
-        measure_operators(
-            timed,
-            [inputs[name] for name in graph.inputs],
-            lambda output, batch=batch: assignment.loss_of(output, batch, device),
-            device=device,
-            reseed=lambda operator: operator_seed(device, 0, 0, 0, operator),
-            budget_s=budget_s,
-        )
-        for inputs, batch in microbatches
+    measurements = measure_operators(
+        timed,
+        [
+            (
+                [inputs[name] for name in graph.inputs],
+                lambda output, batch=batch: assignment.loss_of(output, batch, device),
+            )
+            for inputs, batch in microbatches
+        ],
+        device=device,
+        reseed=lambda operator: operator_seed(device, 0, 0, 0, operator),
+        budget_s=budget_s,
     )
     return WorkerProfile(
         measurements=measurements,

@@ -11,19 +11,18 @@ from torch.distributed import Work
 
 from forescale.core.errors import TaskFailed
 from forescale.engine.train.assignment import Assignment
-from forescale.engine.train.peers import Peers
+from forescale.engine.train.post import Binding, Letter, Post
 from forescale.engine.train.randomness import operator_seed
 from forescale.engine.train.reached import Reached
 from forescale.engine.train.stopwatch import Activity, Stopwatch
 from forescale.engine.train.wiring import Wiring, wire
+from forescale.graph.deferral import Deferral, WeightGradient
 from forescale.graph.model import ModelGraph
 from forescale.graph.program import Program, compile_program
 from forescale.graph.size import compile_sizes
-from forescale.plan.partition_plan import PartitionPlan, pipeline_positions
+from forescale.plan.partition_plan import PartitionPlan, Schedule, pipeline_positions
 from forescale.plan.schedule import Layout, Phase
 from forescale.plan.sharded import sharded
-
-Binding = Mapping[str, int]
 
 # Microbatches whose gradients are on their way: enough to keep the link busy, few enough to bound the memory.
 _SENDING = 2
@@ -59,15 +58,13 @@ class _Running:
     sends: list[Work] = field(default_factory=list[Work])
 
 
-Received = list[tuple[Work, torch.Tensor]]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledStage:
     """What can be prepared for a stage before it takes over.
 
     Attributes:
         origin_O: operator of the program -> of the whole graph; it seeds what is random.
+        deferral: collects the gradients of parameters that the schedule computes apart.
     """
 
     index: int
@@ -75,6 +72,7 @@ class CompiledStage:
     wiring: Wiring
     program: Program
     origin_O: Sequence[int]
+    deferral: Deferral
     shapes: Mapping[str, Callable[[Binding], list[int]]]
 
 
@@ -95,15 +93,17 @@ def compile_stage(
     results = graph.outputs if positions[index] == positions[-1] else tuple(wiring.sent)
     outputs = tuple(dict.fromkeys((*results, *wiring.updates.values())))
     origin_O: Sequence[int] = range(len(graph.operators))
-    run, operators = graph, stage.operators
+    run, operators, deferral = graph, stage.operators, Deferral()
     if (part := sharded(graph, stage)) is not None:
         run, operators, origin_O = part.graph, tuple(range(len(part.graph.operators))), part.origin_O
+    wraps = deferral.wraps(run, operators) if plan.schedule is Schedule.ZERO_BUBBLE else None
     return CompiledStage(
         index=index,
         plan=plan,
         wiring=wiring,
-        program=compile_program(run, operators, outputs, device, modules),
+        program=compile_program(run, operators, outputs, device, modules, wraps),
         origin_O=origin_O,
+        deferral=deferral,
         shapes={
             name: compile_sizes(graph.tensors[name].shape, tuple(graph.symbols))
             for name in (*wiring.received, *wiring.sent)
@@ -112,11 +112,11 @@ def compile_stage(
 
 
 class StageExecutor:
-    """Runs a compiled stage with the tensors its worker holds.
+    """Runs a compiled stage with the tensors its worker holds, task by task.
 
-    Attributes:
-        untouched: parameters that the last step's loss does not depend on. Their gradient must be None,
-            as it is in a plain loop, where an optimizer skips them; zeros would let weights decay.
+    Args:
+        ranks: the workers of all stages of the plan.
+        held: parameters and buffers by name; buffers' new values are put there.
     """
 
     def __init__(
@@ -124,7 +124,10 @@ class StageExecutor:
         assignment: Assignment,
         compiled: CompiledStage,
         *,
-        peers: Peers,
+        ranks: Sequence[int],
+        post: Post,
+        reached: Reached,
+        device: torch.device,
         held: dict[str, torch.Tensor],
         stopwatch: Stopwatch,
     ) -> None:
@@ -132,48 +135,50 @@ class StageExecutor:
         self._graph = graph
         self._assignment = assignment
         self._stage = compiled
-        self._ranks = [assignment.ranks[stage.device] for stage in plan.stages]
-        self._peers = peers
+        self._ranks = ranks
+        self._post = post
+        self._reached = reached
+        self._device = device
         self._held = held
         self._stopwatch = stopwatch
         self._layout = Layout.of(plan.stages, plan.microbatches)
+        self._place = self._layout.positions_S[compiled.index]
         self._is_last = self._layout.is_last(compiled.index)
         stage = plan.stages[compiled.index]
         self._recompute = stage.recompute
         self._speaks = stage.shard is None or stage.shard.index == 0  # for all shards of its replica
-        self._tag_of = {name: position for position, name in enumerate(graph.tensors)}
-        self._received: dict[tuple[Phase, int], Received] = {}
+        self._step = 0
+        self._microbatches: Sequence[Microbatch] = ()
+        self._total = torch.zeros((), dtype=torch.float64, device=device)
+        self._expecting: dict[tuple[Phase, int], list[Letter]] = {}
         self._running: dict[int, _Running] = {}
+        self._waiting: dict[int, list[WeightGradient]] = {}
         self._gradient_sends: list[Work] = []
-        ends = [rank for stage, rank in enumerate(self._ranks) if self._layout.is_last(stage)]
-        self._reached = Reached(graph, self._ranks, ends, peers)
-        self.untouched: frozenset[str] = frozenset()
 
-    def run(self, step: int, microbatches: Sequence[Microbatch]) -> torch.Tensor:
-        """Accumulates the gradients of one step.
+    def begin(self, step: int, layout: Layout, microbatches: Sequence[Microbatch]) -> None:
+        """Begins a step."""
+        self._step, self._layout, self._microbatches = step, layout, microbatches
+        self._total = torch.zeros((), dtype=torch.float64, device=self._device)
+
+    def run(self, phase: Phase, index: int) -> None:
+        """Does one task, for which :meth:`expect` was called before."""
+        match phase:
+            case Phase.FORWARD:
+                self._forward(index)
+            case Phase.BACKWARD:
+                self._backward(index)
+            case Phase.WEIGHT:
+                self._accumulate(index)
+
+    def finish(self) -> torch.Tensor:
+        """Ends a step, whose gradients are then accumulated.
 
         Returns:
             The loss of this stage's microbatches on the last stage (detached), zero elsewhere. Of shards,
             the first one returns it.
         """
-        plan = self._stage.plan
-        self._layout = Layout.of(plan.stages, len(microbatches))
-        order = self._layout.order(plan.schedule, self._stage.index)
-        total = torch.zeros((), dtype=torch.float64, device=self._peers.device)
-        self._reached.start()
-        for position, (phase, index) in enumerate(order):
-            for ahead_phase, ahead in order[position : position + 2]:
-                self._expect(ahead_phase, ahead, microbatches[ahead])
-            if phase is Phase.FORWARD:
-                self._forward(step, index, microbatches[index])
-                if self._speaks and (loss := self._running[index].loss) is not None:
-                    total += loss.detach()
-            else:
-                self._backward(step, index, microbatches[index])
-        with self._stopwatch.time(Activity.TRANSFER):
-            self._finish_sends(self._gradient_sends)
-            self.untouched = self._reached.untouched()
-        return total
+        self._finish_sends(self._gradient_sends)
+        return self._total
 
     def _ranks_at(self, position: int, microbatch: int) -> list[int]:
         """The workers that run a microbatch of the stage at a position.
@@ -182,29 +187,18 @@ class StageExecutor:
         """
         return [self._ranks[stage] for stage in self._layout.runners(position, microbatch)]
 
-    def _tag(self, name: str, microbatch: int) -> int:
-        return self._tag_of[name] + microbatch * len(self._tag_of)
-
-    def _empty(self, name: str, binding: Binding) -> torch.Tensor:
-        dtype = getattr(torch, self._graph.tensors[name].dtype)
-        return torch.empty(self._stage.shapes[name](binding), dtype=dtype, device=self._peers.device)
-
-    def _expect(self, phase: Phase, index: int, microbatch: Microbatch) -> None:
+    def expect(self, phase: Phase, index: int) -> None:
         """Posts the receives of one forward or backward, so that they overlap with what runs before it."""
-        if (phase, index) in self._received:
+        if phase is Phase.WEIGHT or (phase, index) in self._expecting:
             return
         with self._stopwatch.time(Activity.TRANSFER):
-            received: Received = []
+            letters: list[Letter] = []
             for name, position in self._expected(phase):
-                tensor = self._empty(name, microbatch.binding)
-                work = self._peers.receive(
-                    tensor,
-                    self._ranks[self._layout.runner(position, index)],
-                    back=phase is Phase.BACKWARD,
-                    tag=self._tag(name, index),
-                )
-                received.append((work, tensor))
-            self._received[phase, index] = received
+                back = phase is Phase.BACKWARD
+                reader = position if back else self._place
+                letters.append(Letter(name=name, reader=reader, microbatch=index, back=back))
+                self._post.expect(letters[-1], self._ranks_at(position, index)[0])
+            self._expecting[phase, index] = letters
 
     def _expected(self, phase: Phase) -> list[tuple[str, int]]:
         if phase is Phase.FORWARD:
@@ -221,12 +215,10 @@ class StageExecutor:
 
     def _take(self, phase: Phase, index: int) -> list[torch.Tensor]:
         with self._stopwatch.time(Activity.WAIT):
-            received = self._received.pop((phase, index))
-            for work, _ in received:
-                work.wait()
-        return [tensor for _, tensor in received]
+            return [self._post.take(letter) for letter in self._expecting.pop((phase, index))]
 
-    def _forward(self, step: int, index: int, microbatch: Microbatch) -> None:
+    def _forward(self, index: int) -> None:
+        microbatch = self._microbatches[index]
         arrived = dict(zip(self._stage.wiring.received, self._take(Phase.FORWARD, index), strict=True))
         for name, tensor in arrived.items():
             if self._carries(name):
@@ -235,26 +227,24 @@ class StageExecutor:
         state = [self._held[n] for n in self._stage.program.state]
         running = self._running[index] = _Running(inputs=inputs, state=state)
         with self._stopwatch.time(Activity.FORWARD), torch.set_grad_enabled(not self._recompute):
-            results = self._call(step, index, microbatch, running, track=True)
+            results = self._call(index, running, track=True)
+        if self._speaks and running.loss is not None:
+            self._total += running.loss.detach()
         for buffer, tensor in self._stage.wiring.updates.items():
             self._held[buffer] = results[tensor].detach()
         with self._stopwatch.time(Activity.TRANSFER):
             for name, positions in self._stage.wiring.sent.items() if self._speaks else ():
-                running.sends += [
-                    self._peers.send(results[name].detach(), rank, back=False, tag=self._tag(name, index))
-                    for position in positions
-                    for rank in self._ranks_at(position, index)
-                ]
+                for position in positions:
+                    letter = Letter(name=name, reader=position, microbatch=index, back=False)
+                    for rank in self._ranks_at(position, index):
+                        running.sends += self._post.send(letter, results[name].detach(), rank)
 
-    def _call(
-        self, step: int, index: int, microbatch: Microbatch, running: _Running, *, track: bool
-    ) -> dict[str, torch.Tensor]:
+    def _call(self, index: int, running: _Running, *, track: bool) -> dict[str, torch.Tensor]:
         """Runs the operators (and the loss); notes in ``running`` what a backward starts from."""
-        program = self._stage.program
+        program, microbatch = self._stage.program, self._microbatches[index]
 
         def reseed(operator: int) -> None:
-            origin = self._stage.origin_O[operator]
-            operator_seed(self._peers.device, self._assignment.seed, step, index, origin)
+            self._seed(index, self._stage.origin_O[operator])
 
         results = dict(
             zip(
@@ -271,26 +261,36 @@ class StageExecutor:
         )
         if self._is_last:
             self._reached.watch(results)
-            seed, loss_number = self._assignment.seed, len(self._graph.operators)
-            operator_seed(self._peers.device, seed, step, index, loss_number)
+            self._seed(index, len(self._graph.operators))
             output = self._assignment.captured.output.rebuild(results)
-            loss = self._assignment.loss_of(output, microbatch.batch, self._peers.device)
+            loss = self._assignment.loss_of(output, microbatch.batch, self._device)
             running.loss = loss * microbatch.weight
         running.outputs = {n: results[n] for n in self._stage.wiring.sent if self._carries(n)}
         return results
 
-    def _backward(self, step: int, index: int, microbatch: Microbatch) -> None:
+    def _seed(self, index: int, operator: int) -> None:
+        operator_seed(self._device, self._assignment.seed, self._step, index, operator)
+
+    def _backward(self, index: int) -> None:
         gradients = self._take(Phase.BACKWARD, index)
         running = self._running.pop(index)
         self._finish_sends(running.sends)
         with self._stopwatch.time(Activity.BACKWARD):
             if self._recompute:
-                self._call(step, index, microbatch, running, track=False)
+                self._call(index, running, track=False)
             if running.loss is not None:
                 self._backward_from_loss(running.loss)
             elif running.outputs:
                 torch.autograd.backward(list(running.outputs.values()), self._summed(gradients))
+        self._waiting[index] = self._stage.deferral.take()
         self._send_gradients(index, running)
+
+    def _accumulate(self, index: int) -> None:
+        """The rest of a backward: gradients of parameters."""
+        waiting = self._waiting.pop(index)
+        with self._stopwatch.time(Activity.BACKWARD):
+            while waiting:  # what one of them kept is free before the next
+                waiting.pop().accumulate()
 
     @staticmethod
     def _backward_from_loss(loss: torch.Tensor) -> None:
@@ -318,13 +318,13 @@ class StageExecutor:
             for name, position in carrying.items():
                 tensor = inputs[name]
                 gradient = tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
-                works = [
-                    self._peers.send(gradient, rank, back=True, tag=self._tag(name, index))
-                    for rank in self._ranks_at(position, index)
-                ]
-                self._gradient_sends += works
-                sent += len(works)
-            self._finish_sends(self._gradient_sends, leave=_SENDING * sent)
+                letter = Letter(name=name, reader=self._place, microbatch=index, back=True)
+                for rank in self._ranks_at(position, index):
+                    self._gradient_sends += self._post.send(letter, gradient, rank)
+                    sent += 1
+            # Where devices take turns, a reader may be waiting for what this one does next.
+            if self._layout.chunks == 1:
+                self._finish_sends(self._gradient_sends, leave=_SENDING * sent)
 
     @staticmethod
     def _finish_sends(sends: list[Work], *, leave: int = 0) -> None:

@@ -57,3 +57,11 @@ def wire(graph: ModelGraph, plan: PartitionPlan, stage: int) -> Wiring:
     }
     fed = tuple(name for name in graph.inputs if place in readers[name])
     return Wiring(received=received, sent=sent, updates=updates, fed=fed)
+
+
+def fed_inputs(graph: ModelGraph, plan: PartitionPlan) -> Mapping[str, tuple[str, ...]]:
+    """Device -> the batch inputs that its stages read."""
+    fed: dict[str, tuple[str, ...]] = {}
+    for index, stage in enumerate(plan.stages):
+        fed[stage.device] = (*fed.get(stage.device, ()), *wire(graph, plan, index).fed)
+    return fed

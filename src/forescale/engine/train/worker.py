@@ -30,9 +30,10 @@ from forescale.engine.train.peers import Peers
 from forescale.engine.train.preparation import Preparation, compile_for
 from forescale.engine.train.profiling import profile_model
 from forescale.engine.train.shards import Checkpoint, write_shard
-from forescale.engine.train.stage import CompiledStage, Microbatch, StageExecutor
+from forescale.engine.train.stage import CompiledStage, Microbatch
 from forescale.engine.train.stopwatch import Activity, Stopwatch
 from forescale.engine.train.task import split_rows
+from forescale.engine.train.turns import DeviceExecutor
 from forescale.graph.kernels import measure_peak_bytes
 from forescale.graph.model import ModelGraph
 from forescale.graph.program import register_operators
@@ -70,7 +71,7 @@ class _Worker:
         self._holdings: Holdings
         self._scheduler: LRScheduler | None = None
         self._plan: PartitionPlan
-        self._executor: StageExecutor | None = None
+        self._executor: DeviceExecutor | None = None
 
     def serve(self) -> None:
         actions = {
@@ -136,7 +137,7 @@ class _Worker:
             state = self._holdings.optimizer.placed(states.get(name, {}), self._peers.device)
             self._holdings.hold_part(name, value, state, extents[name])
 
-    def _compile_for(self, plan: PartitionPlan) -> CompiledStage | None:
+    def _compile_for(self, plan: PartitionPlan) -> tuple[CompiledStage, ...]:
         return compile_for(self._assignment, plan, self._device.name, self._peers, self._stopwatch)
 
     def _resume_schedule(self, header: Mapping[str, Any]) -> None:
@@ -149,18 +150,20 @@ class _Worker:
         if header["schedule"] is not None and self._scheduler is not None:
             self._scheduler.load_state_dict(header["schedule"])
 
-    def _take_over(self, plan: PartitionPlan, compiled: CompiledStage | None) -> None:
+    def _take_over(self, plan: PartitionPlan, compiled: Sequence[CompiledStage]) -> None:
         self._plan = plan
         held, name = holdings(self._graph, plan), self._device.name
         self._shared = shared_gradients(self._graph, held, name, self._assignment.ranks)
         self._counted = {n for n, h in held.items() if any(owner.device == name for owner in owners(h))}
-        self._executor = compiled and StageExecutor(
-            self._assignment,
-            compiled,
-            peers=self._peers,
-            held=self._holdings.tensors,
-            stopwatch=self._stopwatch,
-        )
+        self._executor = None
+        if compiled:
+            self._executor = DeviceExecutor(
+                self._assignment,
+                compiled,
+                peers=self._peers,
+                held=self._holdings.tensors,
+                stopwatch=self._stopwatch,
+            )
 
     def _step(self, message: Message) -> None:
         header, cpu_start_s = message.header, time.process_time()
