@@ -91,6 +91,8 @@ def test_prediction_equals_the_plain_simulation(data) -> None:
     assert prediction.step_s == pytest.approx(reference.step_s())
     for stage, predicted in enumerate(prediction.stages):
         assert predicted.memory_bytes == pytest.approx(reference.memory_bytes(stage), abs=1)
+        if len({planned.operators for planned in stages}) > 1:
+            assert predicted.transfer_s == pytest.approx(reference.transfer_s(stage))
         assert predicted.forward_s == pytest.approx(reference.own_s(stage, Phase.FORWARD))
 
 

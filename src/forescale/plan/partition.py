@@ -118,8 +118,8 @@ def _best_in_shards(
         work = tabulate(asked)
         lines = [Line(work, line.position_O[:-1].tolist(), line.length) for line in search.lines]
         order = None if search.order is None else tuple(range(len(teams)))
-        within = replace(
-            search, workload=work, pricing=Pricing.of(asked), lines=lines, order=order, programs={}
+        within = Search(
+            workload=work, pricing=Pricing.of(asked), lines=lines, schedules=search.schedules, order=order
         )
         alike = len({team.weights for team in teams}) == 1
         best = choose(within.run(len(teams), min(most_replicas, len(teams)) if alike else 1, most_chunks=1))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from math import prod
 
+import numpy as np
+
 from forescale.graph.sharding import Sharded, shard_operators
 from forescale.graph.size import evaluate
+from forescale.plan.partition_plan import Schedule
 from forescale.plan.schedule import Phase
 from forescale.plan.sharded import read_outside
 from unit.plan.reference import Split
@@ -35,9 +38,12 @@ class ShardedSplit(Split):
 
     def own_s(self, stage: int, phase: Phase) -> float:
         device, costs = self.device(stage), self.costs
-        forward = phase is Phase.FORWARD
-        seconds_DO = costs.forward_s_DO if forward else costs.backward_s_DO
-        loss_s_D = costs.loss_forward_s_D if forward else costs.loss_backward_s_D
+        backward_s_DO = costs.input_s_DO if self.schedule is Schedule.ZERO_BUBBLE else costs.backward_s_DO
+        seconds_DO, loss_s_D = {
+            Phase.FORWARD: (costs.forward_s_DO, costs.loss_forward_s_D),
+            Phase.BACKWARD: (backward_s_DO, costs.loss_backward_s_D),
+            Phase.WEIGHT: (costs.weight_s_DO, 0 * costs.loss_backward_s_D),
+        }[phase]
         own_s = sum(
             float(seconds_DO[device, o]) * self.fraction(stage, o) for o in self.stages[stage].operators
         )
@@ -74,6 +80,8 @@ class ShardedSplit(Split):
         if phase is Phase.FORWARD:
             return forward_s
         backward_s = max(self.own_s(member, phase) for member in self.team(stage))
+        if phase is Phase.WEIGHT:
+            return backward_s
         return backward_s + self.exchange_s(stage, phase) + self.stages[stage].recompute * forward_s
 
     def sent(self, source: int, target: int) -> list[str]:
@@ -82,6 +90,18 @@ class ShardedSplit(Split):
         first, second = sorted((source, target))
         names = super().sent(first, second)
         return [n for n in names if source < target or self.graph.tensors[n].requires_grad]
+
+    def transfer_s(self, stage: int) -> float:
+        """Per step: messages at both of their ends, and exchanges; sums of gradients are not counted."""
+        runs = [set(own) for own in self.layout.runs_S]
+        each_s = self.exchange_s(stage, Phase.FORWARD) + self.exchange_s(stage, Phase.BACKWARD)
+        if self.stages[stage].recompute:
+            each_s += self.exchange_s(stage, Phase.FORWARD)
+        spent_s = len(runs[stage]) * each_s
+        for other in range(len(self.stages)):
+            both_s = self.message_s(stage, other) + self.message_s(other, stage)
+            spent_s += len(runs[stage] & runs[other]) * both_s
+        return spent_s
 
     def state_bytes(self, stage: int) -> float:
         shard = self.shard(stage)
@@ -129,9 +149,14 @@ class ShardedSplit(Split):
         received = {n for s in others if s < stage for n in self.sent(s, stage)}
         sent = {n for t in others if t > stage for n in self.sent(self.team(stage)[0], t)}
         of, loss = costs.tensor_bytes, self.is_last(stage) * costs.loss_saved_bytes
-        ahead = self.layout.in_flight(self.schedule, stage)
+        phases = [phase for phase, _ in self.layout.order(self.schedule, stage)]
+        forwards, backwards, weights = (np.cumsum([p is phase for p in phases]) for phase in Phase)
+        running, waiting = forwards - backwards, backwards - weights if weights.any() else 0 * weights
+        deferred = sum(self.deferred_bytes(o) * self.fraction(stage, o) for o in own)
         inputs = sum(of[n] for n in received)
         if self.stages[stage].recompute:
-            return fixed + ahead * (inputs + sum(of[n] for n in sent)) + sum(kept.values()) + loss
+            held = running * (inputs + sum(of[n] for n in sent)) + waiting * deferred
+            return fixed + np.max(held, initial=0) + sum(kept.values()) + loss
         outputs = sum(of[n] for n in sent - kept.keys())
-        return fixed + ahead * (inputs + outputs + sum(kept.values()) + loss)
+        held = running * (inputs + outputs + sum(kept.values()) + loss) + waiting * deferred
+        return fixed + np.max(held, initial=0)
