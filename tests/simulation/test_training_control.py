@@ -13,6 +13,7 @@ from forescale.control.policy import Policy
 from forescale.control.replay import replay
 from forescale.control.state import Trigger
 from forescale.engine.messages import Repartition
+from forescale.plan.partition_plan import Schedule
 from simulated_training import Noise, SimulatedRun, train
 
 NOISY = Noise(sigma=0.03, outliers=0.02)
@@ -93,6 +94,16 @@ def test_slowed_device_is_relieved_within_ten_steps(seed: int) -> None:
     after = range(70, 160)
     assert best_static_s(after, ChainCosts(), slow, 128) / sum(quiet.step_s[70:160]) >= 0.95
     assert len(run.repartitions) <= 3
+
+
+def test_slowed_device_that_takes_turns_is_relieved() -> None:
+    slow = {"cpu1": 0.4}
+    run = train(100, speeds=lambda step: slow if step >= 40 else {}, noise=NOISY, max_chunks=2)
+    before = run.repartitions[0].before
+    assert before.schedule is Schedule.INTERLEAVED
+    assert 40 < run.repartitions[0].step <= 50
+    assert "cpu1 computes 2." in run.repartitions[0].reason
+    assert sum(run.step_s[60:]) < 0.8 * 40 * Planner(ChainCosts()).prediction(before, batch(128), slow).step_s
 
 
 def test_slowed_replica_gets_fewer_microbatches_and_nothing_moves() -> None:

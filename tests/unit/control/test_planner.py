@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 import pytest
 
 from chain_model import ROWS, ChainCosts, batch
 from forescale.control.planner import Planner, same_split
 from forescale.core.errors import InfeasiblePlan
+from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Stage
 from forescale.plan.problem import PartitionProblem
 
 
@@ -56,6 +58,27 @@ def test_missing_memory_is_named_by_device() -> None:
     plan = Planner(ChainCosts()).best(batch(128), {})
     assert set(planner.short_bytes(plan, batch(100_000))) == {stage.device for stage in plan.stages}
     assert planner.short_bytes(plan, batch(1)) == {}
+
+
+def test_a_device_lacks_memory_for_all_its_stages_together() -> None:
+    count = len(ChainCosts().graph.operators)
+    bounds = [count * part // 4 for part in range(5)]
+    plan = PartitionPlan(
+        stages=tuple(
+            Stage(device=f"cpu{number % 2}", operators=tuple(range(a, b)))
+            for number, (a, b) in enumerate(pairwise(bounds))
+        ),
+        microbatches=4,
+        schedule=Schedule.INTERLEAVED,
+        prediction=Prediction(step_s=0.0, stages=()),
+    )
+    needed = [s.memory_bytes for s in Planner(ChainCosts()).prediction(plan, batch(128), {}).stages]
+    capacity_bytes = max(needed)  # enough for any of the stages
+    short = Planner(ChainCosts(memory_bytes=capacity_bytes)).short_bytes(plan, batch(128))
+    assert short == {
+        "cpu0": needed[0] + needed[2] - capacity_bytes,
+        "cpu1": needed[1] + needed[3] - capacity_bytes,
+    }
 
 
 def test_infeasible_is_infeasible_again() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -128,10 +129,31 @@ def test_a_cast_in_another_stage_is_a_tensor_like_any_other() -> None:
 
 
 def test_a_forward_that_will_be_run_again_keeps_nothing() -> None:
-    captured, deferral = made(Mixed, tokens()), Deferral()
-    with torch.no_grad(), pytest.raises(RuntimeError, match="does not require grad"):
-        gradients(captured, tokens(), deferral)
+    captured, deferral = made(Mixed, tokens(), torch.bfloat16), Deferral()
+    with torch.no_grad(), pytest.raises(RuntimeError, match="element 0 of tensors does not require grad"):
+        gradients(captured, tokens(), deferral)  # until its backward
     assert not deferral.take()
+
+
+def test_where_no_gradient_arrives_none_is_made() -> None:
+    class Stopped(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grad_outputs: Tensor) -> None:
+            return None
+
+    graph, deferral = made(Mixed, tokens()).graph, Deferral()
+    wraps = deferral.wraps(graph, range(len(graph.operators)))
+    linear = next(i for i in wraps if "twice.weight" in graph.operators[i].parameters)
+    weight, bias = torch.ones(3, 3, requires_grad=True), torch.ones(3, requires_grad=True)
+    x = torch.ones(2, 3, requires_grad=True)
+    result = wraps[linear](torch.ops.aten.linear.default)(x, weight, bias)
+    Stopped.apply(result).sum().backward()
+    assert not deferral.take()
+    assert x.grad is None
 
 
 def test_a_result_that_the_loss_does_not_use_leaves_no_gradient() -> None:

@@ -176,6 +176,26 @@ def test_gradients_of_parameters_that_wait_need_memory() -> None:
     assert more[1] == 2 * waiting_bytes[1] - in_flight_bytes[1]
 
 
+def test_what_waits_adds_to_what_is_in_flight() -> None:
+    builder = GraphBuilder()
+    builder.parameter("weight", 4)
+    names = ["x"]
+    for number in range(2):
+        names.append(builder.add(f"wide{number}", names[-1], elements=10_000))
+        names.append(builder.add(f"narrow{number}", names[-1], elements=10))
+        names.append(
+            builder.add(f"linear{number}", names[-1], elements=10, parameters=["weight"], separable=True)
+        )
+        builder.save(f"wide{number}", 3 * number + 1)
+    graph = builder.build([names[-1]], {"x": 8})
+    request = problem(graph, counts=(4,), weight_share=0.5)
+    stages = [Stage(device="cpu0", operators=(0, 1, 2)), Stage(device="cpu1", operators=(3, 4, 5))]
+    apart, whole = (predict(request, stages, 4, s) for s in (Schedule.ZERO_BUBBLE, Schedule.ONE_F_ONE_B))
+    # On stage 1, one microbatch waits while one is in flight: two tensors of 10 elements of a quarter batch.
+    more = [a.memory_bytes - w.memory_bytes for a, w in zip(apart.stages, whole.stages, strict=True)]
+    assert more == [0, 2 * 10]
+
+
 def test_recomputation_only_where_memory_asks_for_it() -> None:
     graph = chain(8, elements=1000)
     free = pipeline(problem(graph, counts=(4,)), schedule=Schedule.GPIPE)
