@@ -33,8 +33,8 @@ from forescale.plan.teams import make_teams, take_apart, team_problem
 from forescale.plan.workload import Workload, tabulate
 
 _FAR_FROM = 1.2
-_WORTH_SPLITTING = 0.999
-"""A plan that keeps operators whole is simpler, and predictions are not exact to 0.1 %."""
+_WORTH_SPLITTING = 0.97
+"""Shards meet dozens of times in a step, and each time all wait for what delays one of them."""
 
 
 def partition(
@@ -118,7 +118,9 @@ def _best_in_shards(
         work = tabulate(asked)
         lines = [Line(work, line.position_O[:-1].tolist(), line.length) for line in search.lines]
         order = None if search.order is None else tuple(range(len(teams)))
-        within = replace(search, workload=work, pricing=Pricing.of(asked), lines=lines, order=order)
+        within = Search(
+            workload=work, pricing=Pricing.of(asked), lines=lines, schedules=search.schedules, order=order
+        )
         alike = len({team.weights for team in teams}) == 1
         best = choose(within.run(len(teams), min(most_replicas, len(teams)) if alike else 1, 1))
         if best.score > score * _FAR_FROM:

@@ -121,12 +121,12 @@ class ShardedSplits:
     Attributes:
         splits: its costs, the shards of a replica taking as long as the slowest, exchanges included.
         own: the costs of every stage without the others.
-        exchange_s_S: seconds of a microbatch's exchanges.
+        exchange_s_PS: seconds of a microbatch's exchanges (P = forward, backward).
     """
 
     splits: Splits
     own: Spans
-    exchange_s_S: Array
+    exchange_s_PS: Array
 
 
 def share_work(
@@ -147,7 +147,7 @@ def share_work(
     spans = [lines[s].spans(bounds_BN[place], bounds_BN[place + 1]) for s, place in enumerate(places)]
     own = joined(spans)
     together = joined(spans)
-    exchange_s_S = np.zeros(len(stages))
+    exchange_s_PS = np.zeros((2, len(stages)))
     first = 0
     for replica in (r for group in replica_groups(stages) for r in replicas(group)):
         team = list(range(first, first + len(replica)))
@@ -167,7 +167,7 @@ def share_work(
             spent_s_C = exchange_s_C(pricing, on, kind, len(workload.counts))
             for seconds_CDK in taking:
                 seconds_CDK[:, on, team] += spent_s_C[:, None]
-            exchange_s_S[team] += spent_s_C[choice]
+            exchange_s_PS[int(backward), team] = spent_s_C[choice]
     sends_S1 = np.array([stage.shard is None or stage.shard.index == 0 for stage in stages])[:, None, None]
     return ShardedSplits(
         splits=replace(
@@ -178,7 +178,7 @@ def share_work(
             summed_bytes_SSN=_summed_bytes(splits, stages, places, own.trainable_bytes_K),
         ),
         own=own,
-        exchange_s_S=exchange_s_S,
+        exchange_s_PS=exchange_s_PS,
     )
 
 
@@ -207,11 +207,12 @@ def own_prediction(
     own, together = found.own, found.splits.spans
     forward_s = float((own.forward_s_CDK - together.forward_s_CDK)[place])
     backward_s = float((own.backward_s_CDK - together.backward_s_CDK)[place]) + stage.recompute * forward_s
+    exchange_s = found.exchange_s_PS[:, place[2]].tolist()
     return replace(
         predicted,
         forward_s=predicted.forward_s + forward_s,
         backward_s=predicted.backward_s + backward_s,
-        transfer_s=predicted.transfer_s + runs * float(found.exchange_s_S[place[2]]),
+        transfer_s=predicted.transfer_s + runs * (exchange_s[0] * (1 + stage.recompute) + exchange_s[1]),
         busy_s=predicted.busy_s + runs * (forward_s + backward_s),
     )
 

@@ -69,7 +69,13 @@ def _weights(workload: Workload, devices: Sequence[int], even: Sharded) -> tuple
     units_O = np.ones(workload.loss + 1, dtype=int)
     for origin, units in zip(even.origin_O, even.units_O, strict=True):
         units_O[origin] = units if origin >= 0 else units_O[origin]
-    seconds_DO = (workload.forward_s_CDO + workload.backward_s_CDO)[0][list(devices)]
+    read, on = workload.parameters, list(devices)
+    trained_bytes_O = np.bincount(
+        read.operator_E, workload.trainable_bytes_I[read.item_E], minlength=workload.loss + 1
+    )
+    # Of a whole step: the microbatches, and the update of what operators read.
+    seconds_DO = workload.counts[0] * (workload.forward_s_CDO + workload.backward_s_CDO)[0][on]
+    seconds_DO = seconds_DO + workload.problem.optimizer_s_per_byte_D[on, None] * trained_bytes_O
     kinds_U = sorted({1, *units_O.tolist()})
     seconds_UD = np.stack([seconds_DO[:, units_O == units].sum(axis=1) for units in kinds_U])
 
@@ -119,7 +125,7 @@ def team_problem(workload: Workload, pricing: Pricing, teams: Sequence[Team]) ->
         },
         optimizer_s_per_byte_D=np.array(
             [
-                problem.optimizer_s_per_byte_D[list(team.devices)].max() * max(_held(workload, team))
+                (problem.optimizer_s_per_byte_D[list(team.devices)] * _held(workload, team)).max()
                 for team in teams
             ]
         ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from math import prod
 
 import numpy as np
 
@@ -110,9 +109,7 @@ def perceptron_problem(
                 n: evaluate(tensor_bytes(t.shape, t.dtype), binding) for n, t in graph.tensors.items()
             },
             saved_bytes_R=np.array([float(evaluate(s.size_bytes, binding)) for s in graph.saved]),
-            workspace_bytes_O=np.array(
-                [4.0 * prod(graph.tensors[o.name].shape[1:]) for o in graph.operators]
-            ),
+            workspace_bytes_O=np.array([4.0 * int(graph.tensors[o.name].shape[1]) for o in graph.operators]),
             loss_saved_bytes=32.0 / count,
         )
 

@@ -56,7 +56,7 @@ class ShardedSplit(Split):
                 kind = operator.target.removeprefix("collective:")
                 if (kind == "spread") != (phase is Phase.BACKWARD) or kind == operator.target:
                     continue
-                (name,) = operator.outputs
+                name = operator.name
                 elements = prod(evaluate(size, binding) for size in shard.graph.tensors[name].shape)
                 for other in (k for k in team if k != member):
                     link = self.link(member, other)
@@ -82,6 +82,18 @@ class ShardedSplit(Split):
         first, second = sorted((source, target))
         names = super().sent(first, second)
         return [n for n in names if source < target or self.graph.tensors[n].requires_grad]
+
+    def transfer_s(self, stage: int) -> float:
+        """Per step: messages at both of their ends, and exchanges; sums of gradients are not counted."""
+        runs = [set(own) for own in self.layout.runs_S]
+        each_s = self.exchange_s(stage, Phase.FORWARD) + self.exchange_s(stage, Phase.BACKWARD)
+        if self.stages[stage].recompute:
+            each_s += self.exchange_s(stage, Phase.FORWARD)
+        spent_s = len(runs[stage]) * each_s
+        for other in range(len(self.stages)):
+            both_s = self.message_s(stage, other) + self.message_s(other, stage)
+            spent_s += len(runs[stage] & runs[other]) * both_s
+        return spent_s
 
     def state_bytes(self, stage: int) -> float:
         shard = self.shard(stage)

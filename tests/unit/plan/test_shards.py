@@ -7,9 +7,13 @@ import pytest
 from forescale.core.cluster import Link
 from forescale.core.errors import InfeasiblePlan
 from forescale.plan.drawing import draw_svg
+from forescale.plan.evaluation import Pricing
 from forescale.plan.partition import partition, predict
 from forescale.plan.partition_plan import PartitionPlan, Schedule, Shard, Stage, replica_groups, replicas
+from forescale.plan.schedule import Layout
+from forescale.plan.teams import make_teams, team_problem
 from forescale.plan.wording import spell_microbatches, spell_places
+from forescale.plan.workload import tabulate
 from unit.plan.perceptrons import perceptron, perceptron_problem
 
 QUICK = Link(bandwidth_bytes_per_s=1e9, latency_s=1e-6)
@@ -80,6 +84,24 @@ def test_what_is_predicted_is_what_the_plan_says() -> None:
     request = perceptron_problem(GRAPH, rows=4, counts=(1, 2), speeds=(1.0, 0.5), flops_per_s=1e6, link=QUICK)
     plan = partition(request)
     assert predict(request, plan.stages, plan.microbatches, plan.schedule) == plan.prediction
+
+
+def test_a_team_has_room_for_as_much_as_its_devices() -> None:
+    request = perceptron_problem(GRAPH, speeds=(1.0, 1.0, 1.0), memory_bytes=10**6)
+    workload = tabulate(request)
+    (teams,) = make_teams(workload, (0, 1, 2), 2)
+    pair, alone = team_problem(workload, Pricing.of(request), teams).cluster.devices
+    assert pair.memory_bytes == pytest.approx(2 * 10**6, rel=0.05)
+    assert alone.memory_bytes == 10**6
+
+
+def test_shards_count_once_for_what_is_in_flight() -> None:
+    pair = [Stage(device=f"cpu{k}", operators=(0,), shard=Shard(index=k, weights=(1, 1))) for k in (0, 1)]
+    stages = [Stage(device="cpu3", operators=(1,)), Stage(device="cpu4", operators=(2,))]
+    layout = Layout.of([*pair, *stages], 8)
+    assert [layout.in_flight(Schedule.ONE_F_ONE_B, stage) for stage in range(4)] == [3, 3, 2, 1]
+    layout = Layout.of([stages[0], *pair], 8)
+    assert [layout.in_flight(Schedule.ONE_F_ONE_B, stage) for stage in range(3)] == [2, 1, 1]
 
 
 def test_shards_wait_for_the_slowest() -> None:
