@@ -72,7 +72,7 @@ def train(
     depth: int = 8,
     policy: Policy | None = None,
     first_plan: PartitionPlan | None = None,
-    max_chunks: int = 1,
+    max_chunks: int | None = 1,
 ) -> SimulatedRun:
     """Train for some steps.
 

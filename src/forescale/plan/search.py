@@ -34,6 +34,7 @@ _SHORTER = 1 - 1e-9  # what moving a boundary must gain, so that rounding does n
 _AS_GOOD = 1.001
 _MOST_PLACES = 3
 MOST_CHUNKS = 4
+_WITHIN_REACH = 1.1
 
 Pattern = tuple[int, ...]
 """On how many devices each stage of a pipeline runs."""
@@ -92,8 +93,11 @@ class Search:
             bounds_BN[-1] = line.length + 1
             devices_SN = np.repeat(np.array([chunks * devices]).T, bounds_BN.shape[1], axis=1)
             start = self._best(cut([line], [bounds_BN]), devices_SN, mode)
-            found.append(self._refine(replace(start, line=best.line)))
-            if found[-1].score >= min(candidate.score for candidate in (*candidates, *found[:-1])):
+            start = replace(start, line=best.line)
+            so_far = min(candidate.score for candidate in (*candidates, *found))
+            # Moving boundaries of a good proposal gains little, and takes long with many stages.
+            found.append(self._refine(start) if start.score < _WITHIN_REACH * so_far else start)
+            if found[-1].score >= so_far:
                 break
         return found
 

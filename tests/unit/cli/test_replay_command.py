@@ -22,7 +22,7 @@ from simulated_training import SimulatedRun, train
 
 @pytest.fixture(scope="module")
 def run() -> SimulatedRun:
-    return train(60, speeds=lambda step: {"cpu1": 0.4} if step >= 30 else {})
+    return train(60, speeds=lambda step: {"cpu1": 0.4} if step >= 30 else {}, max_chunks=None)
 
 
 @dataclass(frozen=True)
