@@ -85,7 +85,7 @@ def test_prediction_equals_the_plain_simulation(data) -> None:
     request = data.draw(problems(devices=4))
     stages = data.draw(ways(request))
     count = data.draw(st.sampled_from(sorted(request.costs)))
-    schedule = data.draw(st.sampled_from(list(Schedule)))
+    schedule = data.draw(st.sampled_from([Schedule.ONE_F_ONE_B, Schedule.EAGER_1F1B, Schedule.GPIPE]))
     prediction = predict(request, stages, count, schedule)
     reference = ShardedSplit(problem=request, stages=stages, count=count, schedule=schedule)
     assert prediction.step_s == pytest.approx(reference.step_s())

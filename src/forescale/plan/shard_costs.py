@@ -159,11 +159,13 @@ def share_work(
             seconds_CDK = getattr(together, name)
             seconds_CDK[:, on, team] = seconds_CDK[:, on, team].max(axis=1, keepdims=True)
         made = list(exchanges(workload, shard))
-        for backward in (False, True):
+        for backward, *taking in (
+            (False, together.forward_s_CDK),
+            (True, together.backward_s_CDK, together.input_s_CDK),
+        ):
             kind = [exchange for exchange in made if exchange.backward == backward]
             spent_s_C = exchange_s_C(pricing, on, kind, len(workload.counts))
-            both = (together.backward_s_CDK, together.input_s_CDK)
-            for seconds_CDK in both if backward else (together.forward_s_CDK,):
+            for seconds_CDK in taking:
                 seconds_CDK[:, on, team] += spent_s_C[:, None]
             exchange_s_PS[int(backward), team] = spent_s_C[choice]
     sends_S1 = np.array([stage.shard is None or stage.shard.index == 0 for stage in stages])[:, None, None]
