@@ -11,8 +11,7 @@ exchange what a shard needs of the others (Shoeybi et al., *Megatron-LM*, 2019: 
     collective:gather    x, axis, outer, inner, bounds    whole from parts   own part
     collective:part      x, axis, outer, inner, bounds    own part           whole from parts
 
-An axis is outer x units x inner; of every outer, shard k has the units from ``bounds[k]`` to ``bounds[k +
-1]``.
+An axis is outer x units x inner; of every outer, shard k has the units from ``bounds[k]`` to the next bound.
 """
 
 from __future__ import annotations

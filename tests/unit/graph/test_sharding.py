@@ -203,7 +203,7 @@ def test_what_costs_more_to_exchange_than_to_compute_is_not_split() -> None:
     widths=st.lists(st.integers(2, 40), min_size=3, max_size=5),
     weights=st.lists(st.integers(1, 9), min_size=2, max_size=3),
 )
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_perceptrons_of_any_width(widths: list[int], weights: list[int]) -> None:
     torch.manual_seed(0)
     example = torch.randn(2, widths[0])
