@@ -135,14 +135,15 @@ def rate_task(
     captured, describe = capture_task(task, batches[0])
     state = {name: captured.state[name] for name in captured.graph.parameters}
     args, kwargs = task.call(batches[0])
-    most = 2 * len(cluster.devices)
+    most, template = 2 * len(cluster.devices), optimizer_template(task, state)
     costs = ProfiledCosts(
-        profile=RatedProfile.of(captured.graph, rates, optimizer_template(task, state).state_ratio),
+        profile=RatedProfile.of(captured.graph, rates, template.state_ratio),
         cluster=cluster,
         rows_symbol=_rows_symbol(captured.graph),
         rows=batch_rows(args, kwargs),
         microbatches=(*MICROBATCHES, *(count for count in _MORE_MICROBATCHES if count <= most)),
         clips_norm=task.clip_norm is not None,
+        shardable=template.shardable,
     )
     return costs, tuple(map(describe, batches))
 
