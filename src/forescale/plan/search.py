@@ -103,7 +103,8 @@ class Search:
             return found
         best = min(pipelines, key=lambda candidate: candidate.score)
         line, devices, choice = self.lines[best.line], best.devices, best.mode.choice
-        for chunks in range(2, min(most_chunks, line.length // len(devices)) + 1):
+        intervals = len(self._program(line).at_Q) - 1  # no more stages than these can be proposed
+        for chunks in range(2, min(most_chunks, intervals // len(devices)) + 1):
             layout = Layout.pipeline(chunks * len(devices), best.mode.microbatches, chunks)
             mode = Mode(choice=choice, layout=layout, schedule=Schedule.INTERLEAVED)
             bounds_BN = self._program(line).propose(chunks * devices, mode)
