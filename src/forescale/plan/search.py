@@ -41,8 +41,8 @@ _MOST_PATTERNED = 4
 """Devices up to which all patterns are tried."""
 _MOST_ARRANGED = 8
 """Devices up to which all orders are tried in which they may stand, if those are not too many."""
-_MOST_REGROUPED, _REGROUPED, _MOST_REGROUPINGS = 16, 3, 64
-"""Devices up to which they are moved between groups, of how many candidates, and how many such moves."""
+_MOST_REGROUPED, _REGROUPED_DEVICES, _MOST_REGROUPINGS = 16, 24, 64
+"""Devices up to which they are moved between groups, of all candidates together, and how many such moves."""
 _FEWEST_SCHEDULED, _SCHEDULED_DEVICES = 6, 400
 """Proposals that are simulated with all schedules, or if that is more, as many as have so many devices."""
 _MOST_PAIRS = 500_000
@@ -104,7 +104,8 @@ class Search:
             return found
         best = min(pipelines, key=lambda candidate: candidate.score)
         line, devices, choice = self.lines[best.line], best.devices, best.mode.choice
-        for chunks in range(2, min(most_chunks, line.length // len(devices)) + 1):
+        intervals = len(self._program(line).at_Q) - 1  # no more stages than these can be proposed
+        for chunks in range(2, min(most_chunks, intervals // len(devices)) + 1):
             layout = Layout.pipeline(chunks * len(devices), best.mode.microbatches, chunks)
             mode = Mode(choice=choice, layout=layout, schedule=Schedule.INTERLEAVED)
             bounds_BN = self._program(line).propose(chunks * devices, mode)
@@ -132,9 +133,8 @@ class Search:
             found += [self._simulated(proposal, schedule) for schedule in others]
         if self.order is None and most_stages <= _MOST_REGROUPED:
             found.sort(key=lambda candidate: candidate.score)
-            found += [
-                self._regroup(candidate, most_stages, most_replicas) for candidate in found[:_REGROUPED]
-            ]
+            likely = found[: max(_REGROUPED_DEVICES // most_stages, 1)]
+            found += [self._regroup(candidate, most_stages, most_replicas) for candidate in likely]
         return sorted(found, key=lambda candidate: len(candidate.devices))
 
     def _regroup(self, candidate: Candidate, most_stages: int, most_replicas: int) -> Candidate:
