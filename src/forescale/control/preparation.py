@@ -135,7 +135,7 @@ def rate_task(
     captured, describe = capture_task(task, batches[0])
     template = optimizer_template(task, {n: captured.state[n] for n in captured.graph.parameters})
     args, kwargs = task.call(batches[0])
-    most, template = 2 * len(cluster.devices), optimizer_template(task, state)
+    most = 2 * len(cluster.devices)
     costs = ProfiledCosts(
         profile=RatedProfile.of(captured.graph, rates, template.state_ratio),
         cluster=cluster,
