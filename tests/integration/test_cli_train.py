@@ -28,7 +28,8 @@ from forescale.control.costs import ProfiledCosts
 from forescale.control.log import Header, decode
 from forescale.control.planner import Planner
 from forescale.engine.runlog import read_run_log
-from forescale.plan.partition_plan import Stage
+from forescale.plan.partition import predict
+from forescale.plan.partition_plan import PartitionPlan, Schedule, Shard, Stage
 
 TASKS = Path(__file__).parent / "cli_tasks.py"
 COMMAND = (sys.executable, "-m", "forescale")
@@ -125,6 +126,29 @@ def test_plan_shows_the_exact_peak_memory(measured: MeasuredTask, tmp_path: Path
     shown = invoke("plan", "x.py", "--svg", str(tmp_path / "plan.svg"))
     assert all(f"{size(peak_bytes)} of" in shown for peak_bytes in peaks_bytes)
     assert "<svg" in (tmp_path / "plan.svg").read_text(encoding="utf-8")
+
+
+def test_shards_have_the_peak_memory_that_is_predicted(measured: MeasuredTask) -> None:
+    (binding, *_) = measured.bindings
+    problem = measured.costs.problem(binding, {})
+    operators = tuple(range(len(problem.graph.operators)))
+    whole = (Stage(device="cpu0", operators=operators),)
+    shards = tuple(
+        Stage(device=f"cpu{index}", operators=operators, shard=Shard(index=index, weights=(3, 1)))
+        for index in range(2)
+    )
+    plans = [
+        PartitionPlan(
+            stages=stages,
+            microbatches=1,
+            schedule=Schedule.ONE_F_ONE_B,
+            prediction=predict(problem, stages, 1, Schedule.ONE_F_ONE_B),
+        )
+        for stages in (whole, shards)
+    ]
+    (whole_bytes,), peaks_bytes = (measured.costs.peak_bytes(plan, binding) for plan in plans)
+    assert peaks_bytes == tuple(stage.memory_bytes for stage in plans[1].prediction.stages)
+    assert peaks_bytes[1] < peaks_bytes[0] < whole_bytes
 
 
 def test_profile_shows_the_exact_peak_memory(measured: MeasuredTask) -> None:

@@ -11,7 +11,7 @@ from forescale.core.cluster import Cluster, Device, DeviceKind, Link
 from forescale.graph.json_format import from_json, to_json
 from forescale.graph.peak import peak_bytes
 from forescale.graph.size import violated
-from forescale.plan.partition_plan import PartitionPlan
+from forescale.plan.partition_plan import PartitionPlan, Stage
 from forescale.plan.problem import MicrobatchCosts, PartitionProblem
 from forescale.plan.schedule import Layout
 from forescale.profile.model import ModelProfile
@@ -52,26 +52,26 @@ class ProfiledCosts:
         )
 
     def peak_bytes(self, plan: PartitionPlan, binding: Mapping[str, int]) -> tuple[int, ...]:
-        """Peak memory of each stage in a step with a batch of this shape."""
+        """Peak memory of each stage in a step with a batch of this shape; of shards, what their plan says."""
         rows = binding[self.rows_symbol] if self.rows_symbol else self.rows
         count = min(plan.microbatches, rows)
         part = self.profile.graph.part(binding, rows, -(-rows // count))
         layout = Layout.of(plan.stages, count)
-        return tuple(
-            peak_bytes(
-                self.profile.stage_bytes(
-                    stage.operators,
-                    part,
-                    self.cluster.device(stage.device).kind,
-                    with_loss=layout.is_last(index),
-                ),
+
+        def exact(index: int, stage: Stage) -> int:
+            kind, with_loss = self.cluster.device(stage.device).kind, layout.is_last(index)
+            return peak_bytes(
+                self.profile.stage_bytes(stage.operators, part, kind, with_loss=with_loss),
                 microbatches=count,
                 in_flight=layout.in_flight(plan.schedule, index),
                 waiting=layout.waiting(plan.schedule, index),
                 recompute=stage.recompute,
                 optimizer_state_ratio=self.profile.optimizer_state_ratio,
             )
-            for index, stage in enumerate(plan.stages)
+
+        return tuple(
+            predicted.memory_bytes if stage.shard else exact(index, stage)
+            for index, (stage, predicted) in enumerate(zip(plan.stages, plan.prediction.stages, strict=True))
         )
 
     def _allows(self, binding: Mapping[str, int], rows: int, count: int) -> bool:
