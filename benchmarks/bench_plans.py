@@ -33,7 +33,7 @@ from forescale.control.preparation import capture_task, prepare
 from forescale.core.cluster import Cluster
 from forescale.engine.train.engine import TrainingEngine
 from forescale.graph.model import ModelGraph
-from forescale.plan.partition_plan import PartitionPlan, Schedule, replica_groups
+from forescale.plan.partition_plan import PartitionPlan, Schedule, Stage, replica_groups
 from forescale.plan.replicas import changed_buffer
 from forescale.profile.devices import find_cluster
 
@@ -80,10 +80,16 @@ def tasks() -> dict[str, Callable[[], fs.TrainingTask]]:
 
 
 def wording(plan: PartitionPlan) -> str:
-    """Operators of every stage (× its share, for replicas), microbatches, schedule."""
+    """Operators of every stage (× share of a replica, / part of a shard), microbatches, schedule."""
     replicated = len(replica_groups(plan.stages)) < len(plan.stages)
-    stages = [f"{len(s.operators)}" + (f" × {s.share}" if replicated else "") for s in plan.stages]
-    return f"{' + '.join(stages)}, {plan.microbatches} microbatches, {plan.schedule}"
+
+    def spell(stage: Stage) -> str:
+        if stage.shard is not None:
+            parts = stage.shard.weights
+            return f"{len(stage.operators)} / {parts[stage.shard.index]} of {sum(parts)}"
+        return f"{len(stage.operators)}" + (f" × {stage.share}" if replicated else "")
+
+    return f"{' + '.join(map(spell, plan.stages))}, {plan.microbatches} microbatches, {plan.schedule}"
 
 
 def measured(run: ForcedRun, plans: list[PartitionPlan]) -> list[float]:
