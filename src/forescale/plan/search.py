@@ -48,8 +48,6 @@ _FEWEST_SCHEDULED, _SCHEDULED_DEVICES = 6, 400
 _MOST_PAIRS = 500_000
 """Pairs of stages of all candidates that are simulated together."""
 MOST_CHUNKS = 4
-_WORTH_TURNS = 0.97
-"""Devices that take turns wait for each other more often, each time for whatever delays one of them."""
 _WITHIN_REACH = 1.1
 
 
@@ -350,14 +348,9 @@ class Search:
 
 def choose(candidates: Sequence[Candidate]) -> Candidate:
     """The first that is as good as the best, which is the simplest: predictions are not exact to 0.1 %."""
-    best = min(map(_weighed, candidates))
+    best = min(candidate.score for candidate in candidates)
     enough = best * _AS_GOOD if best < INFEASIBLE else best
-    return next(candidate for candidate in candidates if _weighed(candidate) <= enough)
-
-
-def _weighed(candidate: Candidate) -> float:
-    turns = candidate.mode.layout.chunks > 1 and candidate.score < INFEASIBLE
-    return candidate.score / _WORTH_TURNS if turns else candidate.score
+    return next(candidate for candidate in candidates if candidate.score <= enough)
 
 
 def _all_bounds(length: int, stages: int) -> IntArray:
