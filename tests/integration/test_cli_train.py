@@ -106,7 +106,8 @@ def measured(finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPa
     """What ``plan`` and ``profile`` get to know: the finished run's costs, without measuring again."""
     header = decode(next(iter(read_run_log(finished[0] / "log.jsonl"))))
     assert isinstance(header, Header)
-    task, costs = load_task(str(TASKS)), ProfiledCosts.from_json(header.run)
+    # Of shards the exact peak is not known, and which plan is best depends on how busy this machine was.
+    task, costs = load_task(str(TASKS)), replace(ProfiledCosts.from_json(header.run), shardable=False)
     batches = list(islice(task.batches, 2))
     bindings = ({costs.rows_symbol or "": ROWS},) * len(batches)
     known = MeasuredTask(task=replace(task, batches=batches), costs=costs, bindings=bindings)
