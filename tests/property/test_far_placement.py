@@ -19,6 +19,7 @@ from forescale.plan.placement.certificate import certify
 from forescale.plan.placement.loads import loads
 from forescale.plan.placement.place import place
 from forescale.plan.placement.problem import DeviceKind, Net, PlacementProblem, order_of
+from unit.plan.placements import random_nets
 
 DEVICES = 5
 NODE_OF = [0, 0, 1, 1, 2]
@@ -108,17 +109,11 @@ def test_moves_keep_the_loads(problem: PlacementProblem, data: st.DataObject) ->
 def random_problem(seed: int) -> PlacementProblem:
     rng = np.random.default_rng(seed)
     count = int(rng.integers(3, 6))
-    nets: list[Net] = []
-    for source in range(count - 1):
-        if (read := source + 1 + np.flatnonzero(rng.random(count - source - 1) < 0.5)).size:
-            near = float(rng.integers(0, 10))
-            far_costs = (near + float(rng.integers(0, 10)),)
-            nets.append(Net(cost=near, nodes=(source, *read.tolist()), far_costs=far_costs))
     return PlacementProblem(
         nodes=tuple(f"n{number}" for number in range(count)),
         work_KN=rng.integers(0, 10, (2, count)).astype(float),
         memory_bytes_N=rng.integers(1, 6, count).astype(float),
-        nets=tuple(nets),
+        nets=random_nets(rng, count),
         together=(),
         backward_N=np.zeros(count, dtype=bool),
         kinds=(

@@ -11,6 +11,7 @@ from forescale.plan.placement import latency
 from forescale.plan.placement.latency import latency_bound, place_for_latency, scheduled_as
 from forescale.plan.placement.place import Placement
 from forescale.plan.placement.problem import DeviceKind, Net, PlacementProblem
+from unit.plan.placements import random_nets
 
 NODE_OF = [0, 0, 1, 2]
 """Three accelerators, two of them in one node, and a CPU."""
@@ -26,17 +27,11 @@ def few_tries() -> object:
 def random_problem(seed: int, most: int) -> PlacementProblem:
     rng = np.random.default_rng(seed)
     count = int(rng.integers(1, most + 1))
-    nets: list[Net] = []
-    for source in range(count - 1):
-        if (read := source + 1 + np.flatnonzero(rng.random(count - source - 1) < 0.5)).size:
-            near = float(rng.integers(0, 10))
-            far_costs = (near + float(rng.integers(0, 10)),)
-            nets.append(Net(cost=near, nodes=(source, *read.tolist()), far_costs=far_costs))
     return PlacementProblem(
         nodes=tuple(f"n{number}" for number in range(count)),
         work_KN=rng.integers(0, 10, (2, count)).astype(float),
         memory_bytes_N=rng.integers(1, 6, count).astype(float),
-        nets=tuple(nets),
+        nets=random_nets(rng, count),
         together=((0, count - 1),) if count > 2 and seed % 3 == 0 else (),
         backward_N=np.zeros(count, dtype=bool),
         kinds=(

@@ -60,10 +60,6 @@ class Touches:
         position_E1, previous_E1 = self.position_E[:, None], self.previous_E[:, None]
         return (previous_E1 < start_K) & (position_E1 >= start_K) & (position_E1 < end_K)
 
-    def made_within(self, start_K: IntArray, end_K: IntArray) -> Mask:
-        source_E1 = self.source_E[:, None]
-        return (source_E1 >= start_K) & (source_E1 < end_K)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Reaches:

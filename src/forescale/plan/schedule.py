@@ -183,10 +183,6 @@ class Layout:
         """Whether the stage ends the pipeline, so that it computes the loss."""
         return self.positions_S[stage] == self.positions_S[-1]
 
-    def runner(self, position: int, microbatch: int) -> int:
-        """The stage at a position that runs a microbatch; the first of its shards."""
-        return self.runners(position, microbatch)[0]
-
     def runners(self, position: int, microbatch: int) -> tuple[int, ...]:
         """The stages at a position that run a microbatch: the shards of one replica, in order."""
         return tuple(

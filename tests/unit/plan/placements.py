@@ -28,6 +28,17 @@ def chain(
     )
 
 
+def random_nets(rng: np.random.Generator, count: int) -> tuple[Net, ...]:
+    """Tensors of some of so many nodes, each read by about half of the later ones; dearer far away."""
+    nets: list[Net] = []
+    for source in range(count - 1):
+        if (read := source + 1 + np.flatnonzero(rng.random(count - source - 1) < 0.5)).size:
+            near = float(rng.integers(0, 10))
+            far_costs = (near + float(rng.integers(0, 10)),)
+            nets.append(Net(cost=near, nodes=(source, *read.tolist()), far_costs=far_costs))
+    return tuple(nets)
+
+
 def answer(problem: PlacementProblem, device_N: IntArray | list[int]) -> Placement:
     """That assignment as a placement, with no bound."""
     device_N = np.array(device_N)

@@ -226,7 +226,7 @@ def test_each_replica_runs_its_part_of_the_pipelines_order() -> None:
     assert layout.order(Schedule.ONE_F_ONE_B, 0) == ((F, 0), (F, 2), (B, 0), (B, 2))
     assert layout.order(Schedule.ONE_F_ONE_B, 1) == ((F, 1), (F, 3), (B, 1), (B, 3))
     assert [layout.in_flight(Schedule.ONE_F_ONE_B, stage) for stage in range(3)] == [2, 2, 1]
-    assert [layout.runner(0, microbatch) for microbatch in range(4)] == [0, 1, 0, 1]
+    assert [layout.runners(0, microbatch) for microbatch in range(4)] == [(0,), (1,), (0,), (1,)]
 
 
 def test_replicas_without_messages_work_side_by_side_and_then_sum_their_gradients() -> None:
