@@ -88,6 +88,7 @@ def problems(draw, *, devices: int, most: int = 6, memory: bool = False) -> Part
         link=link,
         links=links,
         memory_bytes=draw(st.integers(300, 2500)) if memory else 10**9,
+        delay_s=draw(st.sampled_from([0.0, 0.3])),
         overhead_s=draw(st.sampled_from([0.0, 0.05])),
         optimizer_s_per_byte=draw(st.sampled_from([0.0, 0.01])),
         loss_s=draw(st.sampled_from([0.0, 0.7])),

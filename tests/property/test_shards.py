@@ -36,6 +36,8 @@ def problems(draw, *, devices: int) -> PartitionProblem:
         flops_per_s=draw(st.sampled_from([1e6, 1e8])),
         link=link,
         links=links,
+        delay_s=draw(st.sampled_from([0.0, 1e-2])),
+        unsplit=draw(st.sampled_from([None, 0.3, 1.0])),
         optimizer_s_per_byte=draw(st.sampled_from([0.0, 1e-5])),
         loss_s=draw(st.sampled_from([0.0, 1e-3])),
     )

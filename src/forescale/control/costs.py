@@ -16,6 +16,10 @@ from forescale.plan.problem import MicrobatchCosts, PartitionProblem
 from forescale.plan.schedule import Layout
 from forescale.profile.model import ModelProfile
 
+_SLICE_S = 0.01
+"""In which a device's users take turns: between Linux's 3 ms for a process among many and the 100 ms after
+which a container's quota is renewed."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfiledCosts:
@@ -38,7 +42,7 @@ class ProfiledCosts:
 
     def problem(self, binding: Mapping[str, int], speeds: Mapping[str, float]) -> PartitionProblem:
         """The question for batches with these symbols, with devices at these speeds."""
-        devices = tuple(replace(d, speed=speeds.get(d.name, d.speed)) for d in self.cluster.devices)
+        devices = tuple(_shared(d, speeds.get(d.name, d.speed)) for d in self.cluster.devices)
         rows = binding[self.rows_symbol] if self.rows_symbol else self.rows
         counts = tuple(count for count in self.microbatches if self._allows(binding, rows, count)) or (1,)
         return PartitionProblem(
@@ -49,6 +53,7 @@ class ProfiledCosts:
             optimizer_state_ratio=self.profile.optimizer_state_ratio,
             clips_norm=self.clips_norm,
             shardable=self.shardable,
+            unsplit_DO=self.profile.unsplit(devices),
         )
 
     def peak_bytes(self, plan: PartitionPlan, binding: Mapping[str, int]) -> tuple[int, ...]:
@@ -139,3 +144,12 @@ class ProfiledCosts:
             clips_norm=value["clips_norm"],
             shardable=value["shardable"],
         )
+
+
+def _shared(device: Device, speed: float) -> Device:
+    """A device at another speed; slower than it was profiled, it runs for so much of each slice of time.
+
+    What comes meanwhile waits for half of the rest.
+    """
+    away = max(0.0, 1 - speed / device.speed)
+    return replace(device, speed=speed, delay_s=away * away * _SLICE_S / 2)

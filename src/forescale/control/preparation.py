@@ -8,6 +8,8 @@ from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from forescale.control.costs import ProfiledCosts
 from forescale.core.cluster import Cluster, DeviceKind
 from forescale.core.errors import InvalidInput, TaskFailed
@@ -21,7 +23,7 @@ from forescale.graph.model import ModelGraph
 from forescale.graph.saved import measure_saved
 from forescale.graph.size import violated
 from forescale.profile.devices import measure_devices
-from forescale.profile.measurement import typical
+from forescale.profile.measurement import Array, typical
 from forescale.profile.model import KindProfile, ModelProfile
 from forescale.profile.rated import RatedProfile, Rates
 
@@ -215,11 +217,16 @@ def _profile(
                 measurements=tuple(map(typical, zip(*(a.measurements for a in alike), strict=True))),
                 optimizer_s_per_byte=median(a.optimizer_s_per_byte for a in alike),
                 memory=alike[0].memory,
+                unsplit_O=_middle([a.unsplit_O for a in alike if a.unsplit_O is not None]),
             )
             for kind, alike in of_kind.items()
         },
         optimizer_state_ratio=state_ratio,
     )
+
+
+def _middle(values: Sequence[Array]) -> Array | None:
+    return np.median(values, axis=0) if values else None
 
 
 def _rows_symbol(graph: ModelGraph) -> str | None:

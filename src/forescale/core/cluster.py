@@ -24,6 +24,7 @@ class Device:
         speed: relative to its kind's nominal speed; 0.4 takes 2.5 times as long.
         flops_per_s: measured float32 matmul rate, 0 when not measured.
         memory_bandwidth_bytes_per_s: measured copy rate (read + write), 0 when not measured.
+        delay_s: how long a message that has come waits, on average, for a device that others use, too.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Device:
     speed: float = 1.0
     flops_per_s: float = 0.0
     memory_bandwidth_bytes_per_s: float = 0.0
+    delay_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

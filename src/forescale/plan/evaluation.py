@@ -22,23 +22,34 @@ INFEASIBLE = 1e9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pricing:
-    """The cluster as arrays; axis D follows ``cluster.devices``. ``unit_s_DD``: seconds per byte."""
+    """The cluster as arrays; axis D follows ``cluster.devices``.
+
+    Attributes:
+        latency_s_DD, unit_s_DD: seconds of a message between two devices, and per byte of it. Where it
+            occupies both, that is what the first one spends on it: the slower, the longer.
+        occupies_DD: whether a message takes compute time from both.
+        delay_s_DD: how long a message from the first to the second then waits for that.
+    """
 
     problem: PartitionProblem
     latency_s_DD: Array
     unit_s_DD: Array
     occupies_DD: Mask
+    delay_s_DD: Array
     capacity_bytes_D: Array
 
     @classmethod
     def of(cls, problem: PartitionProblem) -> Pricing:
         devices = problem.cluster.devices
         links = [[problem.cluster.link(a.name, b.name) for b in devices] for a in devices]
+        occupies_DD = np.array([[link.occupies_device for link in row] for row in links])
+        slowness_DD = np.where(occupies_DD, 1 / np.array([[device.speed] for device in devices]), 1.0)
         return cls(
             problem=problem,
-            latency_s_DD=np.array([[link.latency_s for link in row] for row in links]),
-            unit_s_DD=np.array([[1 / link.bandwidth_bytes_per_s for link in row] for row in links]),
-            occupies_DD=np.array([[link.occupies_device for link in row] for row in links]),
+            latency_s_DD=slowness_DD * np.array([[link.latency_s for link in row] for row in links]),
+            unit_s_DD=slowness_DD / np.array([[link.bandwidth_bytes_per_s for link in row] for row in links]),
+            occupies_DD=occupies_DD,
+            delay_s_DD=np.array([[device.delay_s for device in devices] for _ in devices]),
             capacity_bytes_D=np.array([float(device.memory_bytes) for device in devices]),
         )
 
@@ -126,8 +137,9 @@ def evaluate(
         forward_s_SN=forward_K.reshape(shape),
         backward_s_SN=backward_K.reshape(shape),
         weight_s_SN=weight_K.reshape(shape),
-        wire_s_SSN=np.where(traffic.present_SSN, traffic.message_s_SSN - traffic.occupied_s_SSN, -np.inf),
-        occupied_s_SSN=traffic.occupied_s_SSN,
+        wire_s_SSN=traffic.wire_s_SSN,
+        sending_s_SSN=traffic.sent_s_SSN * traffic.occupies_SSN,
+        receiving_s_SSN=traffic.received_s_SSN * traffic.occupies_SSN,
         shares_SSN=traffic.shares_SSN,
         exchange_s_SN=traffic.exchange_s_SN,
         reduction_s_N=_reduction_s_N(pricing, devices_SN[: layout.devices]),
@@ -144,8 +156,8 @@ def evaluate(
         recompute_SN=recompute_K.reshape(shape),
         memory_bytes_SN=memory_K.reshape(shape),
         excess_bytes_SN=excess_SN,
-        transfer_s_SN=_both_ends(traffic.message_s_SSN * together_SS1) + traffic.exchange_s_SN,
-        busy_s_SN=busy_s_SN + _both_ends(traffic.occupied_s_SSN * together_SS1) + traffic.taken_s_SN,
+        transfer_s_SN=traffic.message_s_SN(together_SS1) + traffic.exchange_s_SN,
+        busy_s_SN=busy_s_SN + traffic.message_s_SN(together_SS1 * traffic.occupies_SSN) + traffic.taken_s_SN,
         step_s_N=step_s_N,
         score_N=np.where(
             _barred_N(splits, layout), np.inf, np.where(worst_N > 0, INFEASIBLE + worst_N, step_s_N)
@@ -174,33 +186,46 @@ def _barred_N(splits: Splits, layout: Layout) -> Mask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Traffic:
-    """Seconds of messages from stage to stage: whole, and the part that the devices spend on them."""
+    """Seconds of messages from stage to stage, for who sends and for who receives them."""
 
-    present_SSN: Mask
     shares_SSN: Mask
-    message_s_SSN: Array
-    occupied_s_SSN: Array
+    occupies_SSN: Mask
+    wire_s_SSN: Array
+    sent_s_SSN: Array
+    received_s_SSN: Array
     exchange_s_SN: Array
     taken_s_SN: Array
+
+    def message_s_SN(self, times_SSN: Array) -> Array:
+        """Of all that a stage sends and receives, so many times."""
+        sent_s_SN = (self.sent_s_SSN * times_SSN).sum(axis=1)
+        received_s_SN: Array = sent_s_SN + (self.received_s_SSN * times_SSN).sum(axis=0)
+        return received_s_SN
 
 
 def _price(pricing: Pricing, splits: Splits, devices_SN: IntArray, choice: int) -> _Traffic:
     ends = (devices_SN[:, None], devices_SN[None, :])
     apart_SSN = ends[0] != ends[1]  # stages of one device hand tensors over where they are
     occupies_SSN, unit_s_SSN = pricing.occupies_DD[ends], pricing.unit_s_DD[ends]
-    bytes_SSN = splits.bytes_CSSN[choice]
-    message_s_SSN = splits.messages_SSN * pricing.latency_s_DD[ends] + bytes_SSN * unit_s_SSN
-    message_s_SSN = message_s_SSN * apart_SSN
+
+    def message_s_SSN(ends: tuple[IntArray, IntArray]) -> Array:
+        """What each end spends on messages from the first S to the second."""
+        latency_s_SSN = splits.messages_SSN * pricing.latency_s_DD[ends]
+        return (latency_s_SSN + splits.bytes_CSSN[choice] * pricing.unit_s_DD[ends]) * apart_SSN
+
     summed_SSN = splits.summed_bytes_SSN * apart_SSN
     # Each holder sends each other one twice; only a link beside the devices does both ways at once.
     latency_s_SSN = 2 * (summed_SSN > 0) * pricing.latency_s_DD[ends]
     sum_s_SSN = (latency_s_SSN + summed_SSN * unit_s_SSN) * (1 + occupies_SSN)
     exchange_s_SN = sum_s_SSN.sum(axis=1)
+    sent_s_SSN, delay_s_SSN = message_s_SSN(ends), pricing.delay_s_DD[ends] * apart_SSN
+    wire_s_SSN = np.where(occupies_SSN, 0.0, sent_s_SSN) + delay_s_SSN
     return _Traffic(
-        present_SSN=splits.messages_SSN > 0,
         shares_SSN=summed_SSN > 0,
-        message_s_SSN=message_s_SSN,
-        occupied_s_SSN=message_s_SSN * occupies_SSN,
+        occupies_SSN=occupies_SSN,
+        wire_s_SSN=np.where(splits.messages_SSN > 0, wire_s_SSN, -np.inf),
+        sent_s_SSN=sent_s_SSN,
+        received_s_SSN=message_s_SSN((ends[1], ends[0])),
         exchange_s_SN=exchange_s_SN,
         taken_s_SN=(sum_s_SSN * occupies_SSN).sum(axis=1),
     )
@@ -213,7 +238,3 @@ def _reduction_s_N(pricing: Pricing, devices_DN: IntArray) -> Array:
         return np.full(candidates, -np.inf)
     slowest_s_N = pricing.latency_s_DD[devices_DN[:, None], devices_DN[None, :]].max(axis=(0, 1))
     return 2 * (devices - 1) * slowest_s_N
-
-
-def _both_ends(seconds_SSN: Array) -> Array:
-    return seconds_SSN.sum(axis=0) + seconds_SSN.sum(axis=1)

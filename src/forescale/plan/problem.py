@@ -55,6 +55,8 @@ class PartitionProblem:
         optimizer_state_ratio: bytes of optimiser state per byte of trainable parameters (AdamW: 2).
         clips_norm: whether the gradients' global norm is needed before any parameter is updated.
         shardable: whether the optimiser can step parts of parameters, so that devices may split operators.
+        unsplit_DO: which part of an operator's seconds each shard of it spends, however small its part is.
+            None: no part.
     """
 
     graph: ModelGraph
@@ -64,3 +66,4 @@ class PartitionProblem:
     optimizer_state_ratio: float
     clips_norm: bool = False
     shardable: bool = True
+    unsplit_DO: Array | None = None

@@ -247,7 +247,7 @@ class PipelineTimes:
         forward_s_SN, backward_s_SN: one microbatch; the last stage's contain the loss.
         weight_s_SN: gradients of parameters of one microbatch, where the schedule has them apart.
         wire_s_SSN: time on a link that works beside the devices; ``-inf`` where nothing is sent.
-        occupied_s_SSN: time a transfer takes from both ends; 0 where nothing is sent.
+        sending_s_SSN, receiving_s_SSN: time a transfer takes from each end; 0 where nothing is sent.
         shares_SSN: whether two stages hold one parameter (a tied one, or they are replicas), so that they
             sum its gradients.
         exchange_s_SN: time of a stage's sums of such gradients, once per step.
@@ -260,7 +260,8 @@ class PipelineTimes:
     backward_s_SN: Array
     weight_s_SN: Array
     wire_s_SSN: Array
-    occupied_s_SSN: Array
+    sending_s_SSN: Array
+    receiving_s_SSN: Array
     shares_SSN: npt.NDArray[np.bool_]
     exchange_s_SN: Array
     reduction_s_N: Array
@@ -306,14 +307,14 @@ class _Post:
         self._link_free_s_N: dict[tuple[int, int], Array] = {}
         self._used = _pairs(times.wire_s_SSN > -np.inf)
         self._wired = _pairs(times.wire_s_SSN != 0)
-        self._occupying = _pairs(times.occupied_s_SSN > 0)
+        self._occupying = _pairs(times.sending_s_SSN > 0)
 
     def receive(self, stage: int, sources: Iterable[int], microbatch: int, time_s_N: Array) -> Array:
         for source in sources:
             if (source, stage) in self._used:
                 time_s_N = np.maximum(time_s_N, self._ready_s_N.pop((source, stage, microbatch)))
                 if (source, stage) in self._occupying:
-                    time_s_N = time_s_N + self._times.occupied_s_SSN[source, stage]
+                    time_s_N = time_s_N + self._times.receiving_s_SSN[source, stage]
         return time_s_N
 
     def send(self, stage: int, targets: Iterable[int], microbatch: int, time_s_N: Array) -> Array:
@@ -326,9 +327,14 @@ class _Post:
                 ready_s_N = np.maximum(time_s_N, self._link_free_s_N.get(link, -np.inf))
                 ready_s_N = ready_s_N + self._times.wire_s_SSN[stage, target]
                 self._link_free_s_N[link] = ready_s_N
-            self._ready_s_N[stage, target, microbatch] = ready_s_N
             if (stage, target) in self._occupying:
-                time_s_N = time_s_N + self._times.occupied_s_SSN[stage, target]
+                sending_s_N = self._times.sending_s_SSN[stage, target]
+                # Nobody has received it before it is sent.
+                ready_s_N = ready_s_N + np.maximum(
+                    0.0, sending_s_N - self._times.receiving_s_SSN[stage, target]
+                )
+                time_s_N = time_s_N + sending_s_N
+            self._ready_s_N[stage, target, microbatch] = ready_s_N
         return time_s_N
 
 

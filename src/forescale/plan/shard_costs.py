@@ -20,7 +20,7 @@ from forescale.graph.size import evaluate, tensor_bytes
 from forescale.plan.evaluation import Pricing
 from forescale.plan.line import Line, Spans, Splits
 from forescale.plan.partition_plan import Stage, StagePrediction, replica_groups, replicas
-from forescale.plan.problem import Array
+from forescale.plan.problem import Array, PartitionProblem
 from forescale.plan.schedule import Layout
 from forescale.plan.sharded import sharded
 from forescale.plan.workload import Workload, kept_storages
@@ -77,21 +77,37 @@ def exchange_s_C(pricing: Pricing, devices: Sequence[int], made: Sequence[Exchan
     others = ~np.eye(parts, dtype=bool)
     # As for gradients: only a link beside the devices does both ways at once.
     each_C = turns * pricing.latency_s_DD[pairs] + bytes_C[:, None, None] * pricing.unit_s_DD[pairs]
-    return (each_C * (1 + pricing.occupies_DD[pairs]) * others).sum(axis=2).max(axis=1)
+    spent_s_C = (each_C * (1 + pricing.occupies_DD[pairs]) * others).sum(axis=2).max(axis=1)
+    return spent_s_C + turns * pricing.delay_s_DD[pairs].max()
+
+
+def fractions(shard: Sharded, operators: int) -> Array:
+    """Which part of each operator's work a shard does, shape (O,)."""
+    fraction_O = np.ones(operators)
+    for origin, fraction in zip(shard.origin_O, shard.fraction_O, strict=True):
+        if origin >= 0:
+            fraction_O[origin] = fraction
+    return fraction_O
+
+
+def taken(problem: PartitionProblem, fraction_O: Array) -> Array:
+    """Which part of each operator's seconds such fractions of its work take, shape (D, O)."""
+    if problem.unsplit_DO is None:
+        return np.broadcast_to(fraction_O, (len(problem.cluster.devices), len(fraction_O)))
+    return problem.unsplit_DO + (1 - problem.unsplit_DO) * fraction_O
 
 
 def part_of(workload: Workload, shard: Sharded) -> Workload:
     """The costs with a shard's part of its operators' work, their parameters and what they save."""
     graph = workload.problem.graph
-    fraction_O = np.ones(workload.loss + 1)
-    for origin, fraction in zip(shard.origin_O, shard.fraction_O, strict=True):
-        if origin >= 0:
-            fraction_O[origin] = fraction
+    fraction_O = fractions(shard, workload.loss)
+    with_loss_O = np.append(fraction_O, 1.0)
     fraction_R = [_saved_fraction(graph, index, shard, fraction_O) for index in kept_storages(graph)]
     held = {name: (part.stop - part.start) / part.units for name, part in shard.slices.items()}
     parameters_I = np.array([held.get(name, 1.0) for name in graph.parameters])
+    taken_DO = np.pad(taken(workload.problem, fraction_O), ((0, 0), (0, 1)), constant_values=1.0)
     scaled = {
-        field.name: getattr(workload, field.name) * fraction_O
+        field.name: getattr(workload, field.name) * (taken_DO if field.name.endswith("_CDO") else with_loss_O)
         for field in fields(workload)
         if field.name.endswith(("_CDO", "_CO"))
     }

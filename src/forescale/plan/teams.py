@@ -20,7 +20,7 @@ from forescale.graph.sharding import Sharded, shard_operators, share_units
 from forescale.plan.evaluation import Pricing
 from forescale.plan.partition_plan import Shard, Stage
 from forescale.plan.problem import Array, MicrobatchCosts, PartitionProblem
-from forescale.plan.shard_costs import exchange_s_C, exchanges, part_of
+from forescale.plan.shard_costs import exchange_s_C, exchanges, fractions, part_of, taken
 from forescale.plan.workload import Workload
 
 _MOST_TEAMS = 8
@@ -75,9 +75,14 @@ def _weights(workload: Workload, devices: Sequence[int], even: Sharded) -> tuple
     )
     # Of a whole step: the microbatches, and the update of what operators read.
     seconds_DO = workload.counts[0] * (workload.forward_s_CDO + workload.backward_s_CDO)[0][on]
+    # Of operators that are split, that of an endless number of shards.
+    unsplit_DO = np.pad(taken(workload.problem, (units_O[:-1] == 1) * 1.0)[on], ((0, 0), (0, 1)))
+    whole_s_D = (seconds_DO * unsplit_DO).sum(axis=1)
+    seconds_DO = (1 - unsplit_DO) * seconds_DO
     seconds_DO = seconds_DO + workload.problem.optimizer_s_per_byte_D[on, None] * trained_bytes_O
     kinds_U = sorted({1, *units_O.tolist()})
     seconds_UD = np.stack([seconds_DO[:, units_O == units].sum(axis=1) for units in kinds_U])
+    seconds_UD[0] += whole_s_D
 
     def slowest_s(sizes: tuple[int, ...]) -> float:
         parts = [np.diff(share_units(units, sizes)) / units for units in kinds_U[1:]]
@@ -86,7 +91,7 @@ def _weights(workload: Workload, devices: Sequence[int], even: Sharded) -> tuple
         )
 
     best = (_PARTS_PER_DEVICE,) * len(devices)
-    if (seconds_DO == seconds_DO[0]).all():
+    if (seconds_UD == seconds_UD[:, :1]).all():
         return (1,) * len(devices)
     while (better := min(_moved(best), key=slowest_s)) and slowest_s(better) < slowest_s(best):
         best = better
@@ -111,6 +116,7 @@ def team_problem(workload: Workload, pricing: Pricing, teams: Sequence[Team]) ->
     names = {device.name for device in firsts}
     return replace(
         problem,
+        unsplit_DO=None,
         cluster=Cluster(
             devices=tuple(
                 replace(device, memory_bytes=int(size))
@@ -171,12 +177,13 @@ def _capacity_bytes(workload: Workload, pricing: Pricing, team: Team) -> float:
 
 
 def _team_costs(workload: Workload, pricing: Pricing, teams: Sequence[Team], choice: int) -> MicrobatchCosts:
-    costs = workload.problem.costs[workload.counts[choice]]
+    problem = workload.problem
+    costs = problem.costs[workload.counts[choice]]
     found: dict[str, Array] = {}
     for name in (field.name for field in fields(costs)):
         value = getattr(costs, name)
         if name.endswith("_DO"):
-            found[name] = np.stack([_slowest(value, team, workload.loss) for team in teams])
+            found[name] = np.stack([_slowest(problem, value, team) for team in teams])
         elif name.endswith("_D"):
             found[name] = np.array([value[list(team.devices)].max() for team in teams])
     for row, team in enumerate(teams):
@@ -187,11 +194,10 @@ def _team_costs(workload: Workload, pricing: Pricing, teams: Sequence[Team], cho
     return replace(costs, **found)
 
 
-def _slowest(seconds_DO: Array, team: Team, operators: int) -> Array:
+def _slowest(problem: PartitionProblem, seconds_DO: Array, team: Team) -> Array:
     if not team.shards:
         return seconds_DO[team.devices[0]]
-    fraction_KO = np.ones((len(team.shards), operators))
-    for shard, fraction_O in zip(team.shards, fraction_KO, strict=True):
-        inserted_O = np.array(shard.origin_O) < 0
-        fraction_O[np.array(shard.origin_O)[~inserted_O]] = np.array(shard.fraction_O)[~inserted_O]
-    return (seconds_DO[list(team.devices)] * fraction_KO).max(axis=0)
+    spent_s_KO: list[Array] = []
+    for device, shard in zip(team.devices, team.shards, strict=True):
+        spent_s_KO.append(seconds_DO[device] * taken(problem, fractions(shard, seconds_DO.shape[1]))[device])
+    return np.max(spent_s_KO, axis=0)

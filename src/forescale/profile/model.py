@@ -54,11 +54,14 @@ class KindProfile:
             follow the roofline from the nearest.
         optimizer_s_per_byte: seconds of an optimiser step per byte of trainable parameters.
         memory: what kernels and the loss take beside tensors; None counts tensors only.
+        unsplit_O: see :meth:`forescale.profile.halves.Half.unsplit_O`; None takes an operator's seconds to be
+            shared out among its shards.
     """
 
     measurements: tuple[OperatorMeasurement, ...]
     optimizer_s_per_byte: float
     memory: MemoryMeasurement | None = None
+    unsplit_O: Array | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +134,12 @@ class ModelProfile:
         """Seconds of the optimiser step per byte of trainable parameters, shape (D,)."""
         return np.array([self._kind(device.kind).optimizer_s_per_byte / device.speed for device in devices])
 
+    def unsplit(self, devices: Sequence[Device]) -> Array:
+        """Which part of each operator's seconds a shard spends however small it is, shape (D, O)."""
+        none_O = np.zeros(len(self.graph.operators))
+        known = [self._kind(device.kind).unsplit_O for device in devices]
+        return np.stack([none_O if unsplit_O is None else unsplit_O for unsplit_O in known])
+
     def seconds(self, binding: Mapping[str, int], kind: DeviceKind) -> Seconds:
         """Seconds of every operator, and of the loss, at speed 1."""
         return self._seconds(_key(binding), kind)
@@ -161,6 +170,7 @@ class ModelProfile:
                 kind.value: {
                     "optimizer_s_per_byte": profile.optimizer_s_per_byte,
                     "memory": profile.memory and profile.memory.to_json(),
+                    "unsplit_O": None if profile.unsplit_O is None else profile.unsplit_O.tolist(),
                     "measurements": [measurement.to_json() for measurement in profile.measurements],
                 }
                 for kind, profile in self.kinds.items()
@@ -174,6 +184,7 @@ class ModelProfile:
                 measurements=tuple(OperatorMeasurement.from_json(m) for m in profile["measurements"]),
                 optimizer_s_per_byte=profile["optimizer_s_per_byte"],
                 memory=profile["memory"] and MemoryMeasurement.from_json(profile["memory"]),
+                unsplit_O=None if profile["unsplit_O"] is None else np.asarray(profile["unsplit_O"]),
             )
             for kind, profile in value["kinds"].items()
         }

@@ -24,6 +24,7 @@ from forescale.core.clock import Clock, SystemClock
 from forescale.graph.capture import CapturedModel
 from forescale.graph.deferral import Deferral
 from forescale.graph.program import Program, Reseed, compile_program
+from forescale.profile.halves import Half
 from forescale.profile.measurement import Array, OperatorMeasurement
 
 Loss = Callable[[Any], torch.Tensor]
@@ -41,9 +42,10 @@ def measure_operators(
     *,
     device: torch.device | None = None,
     reseed: Reseed | None = None,
+    half: Half | None = None,
     clock: Clock | None = None,
     budget_s: float = 4.0,
-) -> tuple[OperatorMeasurement, ...]:
+) -> tuple[tuple[OperatorMeasurement, ...], Array | None]:
     """Seconds of every operator for each microbatch, with this process's thread and affinity settings.
 
     The microbatches take turns, pass by pass: where the machine changes its speed meanwhile, it does so for
@@ -54,19 +56,35 @@ def measure_operators(
         device: where to run (default: CPU).
         reseed: what training calls before a random operator; its time is part of the operator's
             (default: seeds the CPU generator).
+        half: of the same model, to be measured too, with the first microbatch.
         budget_s: about how long to measure each; at least ``LEAST_PASSES`` passes of each sort are made.
+
+    Returns:
+        The measurements, and with ``half`` its ``unsplit_O``.
     """
     place, clock = device or torch.device("cpu"), clock or SystemClock()
     with torch.random.fork_rng(range(torch.cuda.device_count()) if place.type == "cuda" else ()):
         compiled = _Compiled(captured, place, reseed or _seed)
-        sizes = [_Passes(compiled, inputs, loss, clock) for inputs, loss in microbatches]
-        started = clock.monotonic_s()
-        for number in range(MOST_PASSES):
-            if number >= LEAST_PASSES and clock.monotonic_s() - started > budget_s * len(sizes):
-                break
-            for passes in sizes:
-                passes.add()
-        return tuple(passes.measured() for passes in sizes)
+        measured = _in_turns([_Passes(compiled, *m, clock) for m in microbatches], clock, budget_s)
+        if half is None:
+            return measured, None
+        # Apart from the others: it has parameters of its own, so all take longer to read theirs.
+        inputs, loss = microbatches[0]
+        named = dict(zip(compiled.graph.inputs, inputs, strict=True))
+        halved = _Compiled(half.captured, place, reseed or _seed)
+        own = _Passes(halved, [named[name] for name in halved.graph.inputs], loss, clock)
+        both = _in_turns([_Passes(compiled, inputs, loss, clock), own], clock, budget_s / 2)
+        return measured, half.unsplit_O(*both)
+
+
+def _in_turns(sizes: Sequence[_Passes], clock: Clock, budget_s: float) -> tuple[OperatorMeasurement, ...]:
+    started = clock.monotonic_s()
+    for number in range(MOST_PASSES):
+        if number >= LEAST_PASSES and clock.monotonic_s() - started > budget_s * len(sizes):
+            break
+        for passes in sizes:
+            passes.add()
+    return tuple(passes.measured() for passes in sizes)
 
 
 def _seed(operator: int) -> None:

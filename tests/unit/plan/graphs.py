@@ -139,9 +139,16 @@ def chain(
     return builder.build([previous], {"x": elements})
 
 
-def devices(*speeds: float, memory_bytes: int = 10**9) -> tuple[Device, ...]:
+def devices(*speeds: float, memory_bytes: int = 10**9, delay_s: float = 0.0) -> tuple[Device, ...]:
+    """Slow ones let messages wait."""
     return tuple(
-        Device(name=f"cpu{index}", kind=DeviceKind.CPU, memory_bytes=memory_bytes, speed=speed)
+        Device(
+            name=f"cpu{index}",
+            kind=DeviceKind.CPU,
+            memory_bytes=memory_bytes,
+            speed=speed,
+            delay_s=(1 - speed) * delay_s,
+        )
         for index, speed in enumerate(speeds)
     )
 
@@ -155,6 +162,7 @@ def problem(
     link: Link = FAST,
     links: Mapping[tuple[str, str], Link] | None = None,
     memory_bytes: int = 10**9,
+    delay_s: float = 0.0,
     overhead_s: float = 0.0,
     optimizer_s_per_byte: float = 0.0,
     loss_s: float = 0.0,
@@ -191,7 +199,9 @@ def problem(
     return PartitionProblem(
         graph=graph,
         cluster=Cluster(
-            devices=devices(*speeds, memory_bytes=memory_bytes), default_link=link, links=links or {}
+            devices=devices(*speeds, memory_bytes=memory_bytes, delay_s=delay_s),
+            default_link=link,
+            links=links or {},
         ),
         costs={count: costs(count) for count in counts},
         optimizer_s_per_byte_D=np.full(len(speeds), optimizer_s_per_byte) * slowness_D1[:, 0],

@@ -87,11 +87,13 @@ def perceptron_problem(
     link: Link = FAST,
     links: Mapping[tuple[str, str], Link] | None = None,
     memory_bytes: int = 10**9,
+    delay_s: float = 0.0,
+    unsplit: float | None = None,
     optimizer_s_per_byte: float = 0.0,
     loss_s: float = 0.0,
     shardable: bool = True,
 ) -> PartitionProblem:
-    """Operators take as long as their FLOPs."""
+    """Operators take as long as their FLOPs; ``unsplit``: of what shards of every second one take."""
     table, slowness_D1 = cost_table(graph), 1 / np.array(speeds)[:, None]
 
     def costs(count: int) -> MicrobatchCosts:
@@ -117,10 +119,17 @@ def perceptron_problem(
     return PartitionProblem(
         graph=graph,
         cluster=Cluster(
-            devices=devices(*speeds, memory_bytes=memory_bytes), default_link=link, links=links or {}
+            devices=devices(*speeds, memory_bytes=memory_bytes, delay_s=delay_s),
+            default_link=link,
+            links=links or {},
         ),
         costs={count: costs(count) for count in counts},
         optimizer_s_per_byte_D=optimizer_s_per_byte * slowness_D1[:, 0],
         optimizer_state_ratio=2.0,
         shardable=shardable,
+        unsplit_DO=None if unsplit is None else np.ones_like(slowness_D1) * unsplit * _every_second(graph),
     )
+
+
+def _every_second(graph: ModelGraph) -> np.ndarray:
+    return 1 - np.arange(len(graph.operators)) % 2

@@ -112,31 +112,44 @@ class Split:
                 time_s = free_s[device]
                 for source in sources:
                     time_s = max(time_s, ready_s[source, stage, microbatch])
-                    time_s += self.occupied_s(source, stage)
+                    time_s += self.occupied_s(source, stage, stage)
                 time_s += self.seconds(stage, phase)
                 for target in range(stage + 1, count) if forward else range(stage - 1, -1, -1):
                     if microbatch not in runs[target] or not self.sent(stage, target):
                         continue
-                    ready_s[stage, target, microbatch] = time_s
-                    time_s += self.occupied_s(stage, target)
-                    if self.occupied_s(stage, target) == 0 and home[target] != device:
+                    arrival_s = time_s
+                    if home[target] != device:
                         link = (device, home[target])
-                        arrival_s = max(time_s, link_free_s.get(link, 0)) + self.message_s(stage, target)
-                        ready_s[stage, target, microbatch] = link_free_s[link] = arrival_s
+                        arrival_s = max(time_s, link_free_s.get(link, 0)) + self.wire_s(stage, target)
+                        link_free_s[link] = arrival_s
+                    sending_s, receiving_s = (self.occupied_s(stage, target, by) for by in (stage, target))
+                    ready_s[stage, target, microbatch] = arrival_s + max(0.0, sending_s - receiving_s)
+                    time_s += sending_s
                 free_s[device] = time_s
                 done[device] += 1
         return self.end_s([free_s[device] for device in home])
 
-    def occupied_s(self, source: int, target: int) -> float:
-        """What a message takes from the devices at both ends."""
+    def occupied_s(self, source: int, target: int, by: int) -> float:
+        """What a message takes from the device at one end."""
         apart = self.stages[source].device != self.stages[target].device
-        return apart * self.link(source, target).occupies_device * self.message_s(source, target)
+        return apart * self.link(source, target).occupies_device * self.message_s(source, target, by)
+
+    def wire_s(self, source: int, target: int) -> float:
+        """What a message takes beside the devices."""
+        beside = not self.link(source, target).occupies_device
+        delay_s = self.problem.cluster.devices[self.device(target)].delay_s
+        return beside * self.message_s(source, target, source) + delay_s
+
+    def slowness(self, stage: int, other: int) -> float:
+        """How many times as long the first takes for its end of a message."""
+        occupies = self.link(stage, other).occupies_device
+        return 1 / self.problem.cluster.devices[self.device(stage)].speed if occupies else 1.0
 
     def link(self, source: int, target: int):
         return self.problem.cluster.link(self.stages[source].device, self.stages[target].device)
 
-    def message_s(self, source: int, target: int) -> float:
-        return sum(
+    def message_s(self, source: int, target: int, by: int) -> float:
+        return self.slowness(by, target if by == source else source) * sum(
             self.link(source, target).transfer_s(self.costs.tensor_bytes[n])
             for n in self.sent(source, target)
         )
@@ -161,10 +174,11 @@ class Split:
                     after_s[device] = max(after_s[device], free_s[other])
                     link = self.link(stage, other)
                     sum_s = link.latency_s + link.transfer_s(size_bytes)  # two messages
+                    sum_s *= self.slowness(stage, other)
                     exchange_s[device] += sum_s * (2 if link.occupies_device else 1)
         after_s = {device: time_s + exchange_s[device] for device, time_s in after_s.items()}
         if self.problem.clips_norm:
-            latency_s = max(self.link(a, b).latency_s for a in stages for b in stages)
+            latency_s = max(self.link(a, b).latency_s * self.slowness(a, b) for a in stages for b in stages)
             agreed_s = max(after_s.values()) + 2 * (len(devices) - 1) * latency_s
             after_s = dict.fromkeys(devices, agreed_s)
         for stage in stages:

@@ -36,6 +36,13 @@ class ShardedSplit(Split):
         shard = self.shard(stage)
         return 1.0 if shard is None else shard.fraction_O[shard.origin_O.index(operator)]
 
+    def taken(self, stage: int, operator: int) -> float:
+        """Of the operator's seconds."""
+        unsplit = 0.0
+        if self.problem.unsplit_DO is not None and self.fraction(stage, operator) < 1:
+            unsplit = float(self.problem.unsplit_DO[self.device(stage), operator])
+        return unsplit + (1 - unsplit) * self.fraction(stage, operator)
+
     def own_s(self, stage: int, phase: Phase) -> float:
         device, costs = self.device(stage), self.costs
         backward_s_DO = costs.input_s_DO if self.schedule is Schedule.ZERO_BUBBLE else costs.backward_s_DO
@@ -44,9 +51,7 @@ class ShardedSplit(Split):
             Phase.BACKWARD: (backward_s_DO, costs.loss_backward_s_D),
             Phase.WEIGHT: (costs.weight_s_DO, 0 * costs.loss_backward_s_D),
         }[phase]
-        own_s = sum(
-            float(seconds_DO[device, o]) * self.fraction(stage, o) for o in self.stages[stage].operators
-        )
+        own_s = sum(float(seconds_DO[device, o]) * self.taken(stage, o) for o in self.stages[stage].operators)
         return own_s + self.is_last(stage) * float(loss_s_D[device])
 
     def exchange_s(self, stage: int, phase: Phase) -> float:
@@ -56,6 +61,7 @@ class ShardedSplit(Split):
             return 0.0
         binding = {"rows": self.costs.tensor_bytes["x"] // (4 * int(self.graph.tensors["x"].shape[1]))}
         longest_s = 0.0
+        slowest_s = max(self.problem.cluster.devices[self.device(k)].delay_s for k in team)
         for member in team:
             spent_s = 0.0
             for operator in shard.graph.operators:
@@ -63,6 +69,7 @@ class ShardedSplit(Split):
                 if (kind == "spread") != (phase is Phase.BACKWARD) or kind == operator.target:
                     continue
                 name = operator.name
+                spent_s += slowest_s * (1 if kind == "gather" or len(team) == 2 else 2)
                 elements = prod(evaluate(size, binding) for size in shard.graph.tensors[name].shape)
                 for other in (k for k in team if k != member):
                     link = self.link(member, other)
@@ -70,7 +77,7 @@ class ShardedSplit(Split):
                     messages = times if len(team) > 2 else 1
                     sent_s = messages * link.latency_s
                     sent_s += times * 4 * elements / len(team) / link.bandwidth_bytes_per_s
-                    spent_s += sent_s * (2 if link.occupies_device else 1)
+                    spent_s += sent_s * self.slowness(member, other) * (2 if link.occupies_device else 1)
             longest_s = max(longest_s, spent_s)
         return longest_s
 
@@ -99,7 +106,7 @@ class ShardedSplit(Split):
             each_s += self.exchange_s(stage, Phase.FORWARD)
         spent_s = len(runs[stage]) * each_s
         for other in range(len(self.stages)):
-            both_s = self.message_s(stage, other) + self.message_s(other, stage)
+            both_s = self.message_s(stage, other, stage) + self.message_s(other, stage, stage)
             spent_s += len(runs[stage] & runs[other]) * both_s
         return spent_s
 
@@ -125,7 +132,7 @@ class ShardedSplit(Split):
                 link = self.link(stage, other)
                 sum_s = 2 * link.latency_s
                 sum_s += 2 * self.state_bytes(stage) / len(alike) / link.bandwidth_bytes_per_s
-                end_s += sum_s * (2 if link.occupies_device else 1)
+                end_s += sum_s * self.slowness(stage, other) * (2 if link.occupies_device else 1)
             update_s = self.state_bytes(stage) * float(
                 self.problem.optimizer_s_per_byte_D[self.device(stage)]
             )

@@ -26,11 +26,13 @@ def times(
     weight_s: float = 0.0,
     wire_s: float = -np.inf,
     occupied_s: float = 0.0,
+    slowness: tuple[float, ...] | None = None,
     optimizer_s: tuple[float, ...] | None = None,
     reduction_s: float = -np.inf,
 ) -> PipelineTimes:
-    """One candidate in which neighbours exchange messages."""
+    """One candidate in which neighbours exchange messages, which take slow ones as much longer."""
     stages = len(forward_s)
+    slowness_S = np.array(slowness or [1.0] * stages)
     neighbours = np.abs(np.subtract.outer(np.arange(stages), np.arange(stages)))[..., None] == 1
     wire_s = 0.0 if occupied_s else wire_s
     return PipelineTimes(
@@ -38,7 +40,8 @@ def times(
         backward_s_SN=np.array(backward_s)[:, None],
         weight_s_SN=np.full((stages, 1), weight_s),
         wire_s_SSN=np.where(neighbours, wire_s, -np.inf),
-        occupied_s_SSN=np.where(neighbours, occupied_s, 0.0),
+        sending_s_SSN=np.where(neighbours, occupied_s * slowness_S[:, None, None], 0.0),
+        receiving_s_SSN=np.where(neighbours, occupied_s * slowness_S[None, :, None], 0.0),
         shares_SSN=np.zeros((stages, stages, 1), dtype=bool),
         exchange_s_SN=np.zeros((stages, 1)),
         reduction_s_N=np.array([reduction_s]),
@@ -131,6 +134,21 @@ def test_equal_stages_fill_work_and_drain(schedule, stages, microbatches) -> Non
 def test_a_link_beside_the_devices_delays_but_does_not_occupy() -> None:
     beside = step_s(Schedule.GPIPE, 4, times([1.0, 1.0], [1.0, 1.0], wire_s=0.5))
     assert beside == pytest.approx(2 * (4 + 1) + 2 * 0.5)
+
+
+@pytest.mark.parametrize("slowness", [(1.0, 3.0), (3.0, 1.0)])
+def test_a_transfer_takes_as_long_as_its_slower_end(slowness: tuple[float, float]) -> None:
+    # One microbatch: ahead, and its gradient back. Who is faster waits, idle, for the other.
+    uneven = times([1.0, 1.0], [1.0, 1.0], occupied_s=0.5, slowness=slowness)
+    assert step_s(Schedule.GPIPE, 1, uneven) == pytest.approx(4.0 + 2 * 1.5)
+
+
+def test_each_end_is_occupied_for_as_long_as_it_takes_itself() -> None:
+    uneven = times([1.0, 0.1], [1.0, 0.1], occupied_s=0.5, slowness=(1.0, 3.0))
+    # The second, slow at messages, receives and works in 1.6 s, the first sends every 1.5 s: it never waits.
+    forwards_s = 1.0 + 4 * (1.5 + 0.1)
+    last_sent_s = forwards_s + 0.1 + 3 * (1.5 + 0.1) + 1.5
+    assert step_s(Schedule.GPIPE, 4, uneven) == pytest.approx(last_sent_s + 1.0)
 
 
 def test_a_transfer_on_the_devices_costs_both_ends_every_microbatch() -> None:

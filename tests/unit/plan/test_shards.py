@@ -116,6 +116,29 @@ def test_shards_wait_for_the_slowest() -> None:
     assert prediction.step_s == pytest.approx(slow.busy_s + slow.transfer_s)
 
 
+def test_what_shards_cannot_share_speaks_against_them() -> None:
+    steps_s = [
+        partition(perceptron_problem(GRAPH, rows=1, flops_per_s=1e6, link=QUICK, unsplit=u)).prediction.step_s
+        for u in (None, 0.0, 0.5)
+    ]
+    assert steps_s[0] == pytest.approx(steps_s[1])
+    assert steps_s[2] > 1.1 * steps_s[1]
+
+
+def test_shards_with_a_device_that_others_use_wait_for_it_each_time() -> None:
+    def step_s(delay_s: float) -> float:
+        request = perceptron_problem(
+            GRAPH, rows=1, speeds=(1.0, 0.5), flops_per_s=1e6, link=QUICK, delay_s=delay_s
+        )
+        stages = [
+            Stage(device=f"cpu{k}", operators=OPERATORS, shard=Shard(index=k, weights=(1, 1))) for k in (0, 1)
+        ]
+        return predict(request, stages, 1, Schedule.ONE_F_ONE_B).step_s
+
+    exchanges = 3  # two pairs of layers ahead, one back: nobody asks for the gradient of the inputs
+    assert step_s(0.01) - step_s(0.0) == pytest.approx(exchanges * 0.005)
+
+
 def test_the_rationale_and_the_picture_name_the_shards() -> None:
     request = perceptron_problem(GRAPH, rows=1, flops_per_s=1e6, link=QUICK)
     plan = partition(request)

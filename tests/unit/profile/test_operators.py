@@ -50,7 +50,7 @@ def loss(output: torch.Tensor) -> torch.Tensor:
 
 
 def test_operators_add_up_to_the_whole_pass(captured: CapturedModel) -> None:
-    (measured,) = measure_operators(captured, [([torch.randn(6, 8)], loss)], clock=Ticks(), budget_s=0.0)
+    (measured,), _ = measure_operators(captured, [([torch.randn(6, 8)], loss)], clock=Ticks(), budget_s=0.0)
     # On this clock a whole forward takes one second, and a whole backward one.
     assert measured.forward_s_O.sum() + measured.loss_forward_s == pytest.approx(1.0)
     assert measured.backward_s_O.sum() + measured.loss_backward_s == pytest.approx(1.0)
@@ -59,7 +59,7 @@ def test_operators_add_up_to_the_whole_pass(captured: CapturedModel) -> None:
 
 
 def test_every_operator_with_a_gradient_has_a_backward(captured: CapturedModel) -> None:
-    (measured,) = measure_operators(captured, [([torch.randn(6, 8)], loss)], clock=Ticks(), budget_s=0.0)
+    (measured,), _ = measure_operators(captured, [([torch.randn(6, 8)], loss)], clock=Ticks(), budget_s=0.0)
     assert (measured.forward_s_O > 0).all()
     for operator in captured.graph.operators:
         carries = any(captured.graph.tensors[name].requires_grad for name in operator.outputs if name)
@@ -70,7 +70,7 @@ def test_every_operator_with_a_gradient_has_a_backward(captured: CapturedModel) 
 
 
 def test_gradients_of_parameters_are_timed_apart_where_they_can_be(captured: CapturedModel) -> None:
-    (measured,) = measure_operators(captured, [([torch.randn(6, 8)], loss)], clock=Ticks(), budget_s=0.0)
+    (measured,), _ = measure_operators(captured, [([torch.randn(6, 8)], loss)], clock=Ticks(), budget_s=0.0)
     for operator in captured.graph.operators:
         apart = operator.target == "aten.linear.default"
         assert (measured.weight_s_O[operator.index] > 0) == apart
@@ -104,9 +104,11 @@ def test_random_operators_are_seeded_as_training_does(captured: CapturedModel) -
 
 def test_what_the_loss_keeps_is_counted(captured: CapturedModel) -> None:
     batch = torch.randn(6, 8)
-    (plain,) = measure_operators(captured, [([batch], loss)], clock=Ticks(), budget_s=0.0)
+    (plain,), _ = measure_operators(captured, [([batch], loss)], clock=Ticks(), budget_s=0.0)
     assert plain.loss_saved_bytes == 0  # square keeps its input only, which is the model's output
-    (kept,) = measure_operators(captured, [([batch], lambda y: y.exp().sum())], clock=Ticks(), budget_s=0.0)
+    (kept,), _ = measure_operators(
+        captured, [([batch], lambda y: y.exp().sum())], clock=Ticks(), budget_s=0.0
+    )
     assert kept.loss_saved_bytes == 6 * 8 * 4
 
 
@@ -118,7 +120,7 @@ def test_microbatches_take_turns(captured: CapturedModel) -> None:
         return loss(output)
 
     sizes = [([torch.randn(rows, 8)], noted) for rows in (2, 6)]
-    measured = measure_operators(captured, sizes, clock=Ticks(), budget_s=0.0)
+    measured, _ = measure_operators(captured, sizes, clock=Ticks(), budget_s=0.0)
     assert turns == [2, 6] + [2, 2, 2, 6, 6, 6] * LEAST_PASSES
     assert [m.binding for m in measured] == [
         captured.graph.bind({captured.graph.inputs[0]: (rows, 8)}) for rows in (2, 6)
@@ -146,7 +148,7 @@ def test_a_model_without_parameters_needs_no_optimizer() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_operators_are_measured_on_a_gpu(captured: CapturedModel) -> None:
-    (measured,) = measure_operators(
+    (measured,), _ = measure_operators(
         captured, [([torch.randn(6, 8)], loss)], device=torch.device("cuda"), budget_s=0.1
     )
     assert measured.backward_s_O.sum() > 0

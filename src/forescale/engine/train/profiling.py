@@ -14,7 +14,8 @@ from forescale.graph.capture import CapturedModel
 from forescale.graph.kernels import measure_loss_memory, measure_workspace
 from forescale.graph.model import ModelGraph
 from forescale.graph.size import evaluate
-from forescale.profile.measurement import MemoryMeasurement, OperatorMeasurement
+from forescale.profile.halves import Half
+from forescale.profile.measurement import Array, MemoryMeasurement, OperatorMeasurement
 from forescale.profile.operators import measure_operators, measure_optimizer
 
 
@@ -24,10 +25,12 @@ class WorkerProfile:
 
     Attributes:
         measurements: one per microbatch.
+        unsplit_O: see :meth:`forescale.profile.halves.Half.unsplit_O`; None where nothing will be split.
         optimizer_s_per_byte: seconds of the optimizer per byte of trainable parameters.
     """
 
     measurements: tuple[OperatorMeasurement, ...]
+    unsplit_O: Array | None
     optimizer_s_per_byte: float
     memory: MemoryMeasurement
 
@@ -54,7 +57,8 @@ def profile_model(
         clip_norm=assignment.clip_norm,
         device=device,
     )
-    measurements = measure_operators(
+    splits = len(assignment.ranks) > 1 and assignment.optimizer.shardable
+    measurements, unsplit_O = measure_operators(
         timed,
         [
             (
@@ -65,10 +69,12 @@ def profile_model(
         ],
         device=device,
         reseed=lambda operator: operator_seed(device, 0, 0, 0, operator),
+        half=Half.of(timed) if splits else None,
         budget_s=budget_s,
     )
     return WorkerProfile(
         measurements=measurements,
+        unsplit_O=unsplit_O,
         optimizer_s_per_byte=optimizer_s_per_byte,
         memory=_measure_memory(assignment, timed, microbatches, device),
     )
