@@ -89,7 +89,9 @@ class ForecasterBank:
         _check_shape("values", values_N, (self._series,))
         observed_N = np.where(np.isfinite(values_N), values_N.clip(-_LARGEST, _LARGEST), np.nan)
         shape = (self._series, len(self._covariates))
-        told_NK = np.full(shape, np.nan) if covariates_NK is None else np.asarray(covariates_NK, dtype=np.float64)
+        told_NK = (
+            np.full(shape, np.nan) if covariates_NK is None else np.asarray(covariates_NK, dtype=np.float64)
+        )
         _check_shape("covariates", told_NK, shape)
         for block, rows in self._rows():
             block.update(observed_N[rows], told_NK[rows])
@@ -206,7 +208,11 @@ def _check_shape(what: str, array: Array, shape: tuple[int, ...]) -> None:
 
 
 def _check(
-    series: int, step_s: float, horizon_steps: Sequence[int], levels: Sequence[float], season_steps: int | None
+    series: int,
+    step_s: float,
+    horizon_steps: Sequence[int],
+    levels: Sequence[float],
+    season_steps: int | None,
 ) -> None:
     if series < 1:
         raise InvalidInput(f"a bank needs at least 1 series, not {series}")
