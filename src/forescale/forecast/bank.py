@@ -1,0 +1,226 @@
+"""Forecasts of many series at once, all with the same step.
+
+Axes: N = series, H = horizon, L = level, K = covariate, J = target (horizons, then peaks), M = member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from forescale.core.errors import InvalidInput
+from forescale.forecast.block import Members, SeriesBlock
+from forescale.forecast.forecaster import Array
+from forescale.forecast.members.levels import DampedTrend, SmoothedLevels
+from forescale.forecast.members.member import Targets
+from forescale.forecast.members.regression import RidgeRegression
+from forescale.forecast.members.season import Cycles, Seasons
+from forescale.forecast.peaks import peak_leads, read_peaks
+from forescale.forecast.snapshot import Snapshot, restore, snapshot
+
+_BLOCK = 256  # series whose arrays are worked on together: they stay in the processor's caches
+_HISTORY = 8192  # values kept of each series, unless its season is longer
+_SEASONS_S = {"hour": 3600.0, "day": 86400.0, "week": 604800.0}
+_SHORTEST = 4  # steps of a season
+_MARGIN = 8  # steps around a season that are looked at
+_SPEEDS = (1.0, 0.6, 0.3, 0.12, 0.05, 0.02, 0.005)
+_STEADY = ("last", "ewma_0.12", "ewma_0.02", "ridge")
+_LARGEST = 1e30
+
+
+class ForecasterBank:
+    """Online quantile forecasts of N series, of values to come and of peaks over lead times.
+
+    Args:
+        series: N.
+        step_s: seconds between values.
+        horizon_steps: how many steps ahead.
+        levels: quantile levels in (0, 1), ascending.
+        season_steps: length of a season; None for a day. An hour, a week, and cycles that the values
+            show by themselves are looked for, too.
+        lower: what no value falls below; None where there is no such bound.
+        covariates: names of known facts about a step; update and predict take them in this order.
+
+    Attributes:
+        member_names: whose weights `weights` tells.
+
+    Raises:
+        InvalidInput: of an argument out of range.
+    """
+
+    learned = ("_blocks",)
+
+    def __init__(
+        self,
+        series: int,
+        step_s: float,
+        horizon_steps: Sequence[int] = (1, 5, 15, 60),
+        levels: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99),
+        season_steps: int | None = None,
+        lower: float | None = 0.0,
+        *,
+        covariates: Sequence[str] = (),
+    ) -> None:
+        _check(series, step_s, horizon_steps, levels, season_steps)
+        self._series = series
+        self._step_s = step_s
+        self._horizon_steps = tuple(horizon_steps)
+        self._levels = tuple(float(level) for level in levels)
+        self._covariates = tuple(covariates)
+        self._season_steps = season_steps
+        self._lower = lower
+        self._leads = peak_leads(horizon_steps)
+        leads_J = np.array([*horizon_steps, *self._leads], dtype=np.int64)
+        self._targets = Targets(lead_steps_J=leads_J, peak_J=np.arange(len(leads_J)) >= len(horizon_steps))
+        sizes = [min(_BLOCK, series - begin) for begin in range(0, series, _BLOCK)]
+        members = [self._members(size) for size in sizes]
+        self.member_names = members[0].names
+        self._blocks = tuple(self._block(size, each) for size, each in zip(sizes, members, strict=True))
+
+    def update(self, values_N: Array, covariates_NK: Array | None = None) -> None:
+        """Take the next value of every series; NaN or infinite where it is missing.
+
+        Raises:
+            InvalidInput: another number of values or covariates than was agreed.
+        """
+        values_N = np.asarray(values_N, dtype=np.float64)
+        _check_shape("values", values_N, (self._series,))
+        observed_N = np.where(np.isfinite(values_N), values_N.clip(-_LARGEST, _LARGEST), np.nan)
+        shape = (self._series, len(self._covariates))
+        told_NK = (
+            np.full(shape, np.nan) if covariates_NK is None else np.asarray(covariates_NK, dtype=np.float64)
+        )
+        _check_shape("covariates", told_NK, shape)
+        for block, rows in self._rows():
+            block.update(observed_N[rows], told_NK[rows])
+
+    def predict(self, covariates_NHK: Array | None = None) -> Array:
+        """quantiles_NHL of the values to come: ascending along L, never NaN, never below ``lower``.
+
+        ``covariates_NHK`` are those of the steps forecast; of shape NK, they hold for all horizons.
+
+        Raises:
+            InvalidInput: other covariates than were agreed.
+        """
+        return self._forecast(covariates_NHK)[:, : len(self._horizon_steps)]
+
+    def predict_peak(
+        self, lead_s: float, levels: Sequence[float] | None = None, covariates_NHK: Array | None = None
+    ) -> Array:
+        """quantiles_NL of the largest value within the next ``lead_s``; at the bank's levels by default.
+
+        Raises:
+            InvalidInput: ``lead_s`` reaches beyond the longest horizon, or a level is not in (0, 1).
+        """
+        peaks_NL = read_peaks(
+            self._forecast(covariates_NHK)[:, len(self._horizon_steps) :],
+            leads=self._leads,
+            lead_steps=lead_s / self._step_s,
+            known_levels=self._levels,
+            levels=self._levels if levels is None else levels,
+        )
+        return peaks_NL if self._lower is None else np.maximum(peaks_NL, self._lower)
+
+    def weights(self) -> Array:
+        """weights_NMHL of the members: how much each counts, summing to 1 along M."""
+        weights_NMJL = np.concatenate([block.weights_NMJL for block in self._blocks])
+        return weights_NMJL[:, :, : len(self._horizon_steps)].astype(np.float64)
+
+    def state(self) -> dict[str, Any]:
+        """A snapshot, arrays in nested dictionaries, that later updates do not change."""
+        return snapshot(self)
+
+    def restore(self, state: Snapshot) -> None:
+        """Go on from a snapshot of a bank constructed with the same arguments.
+
+        Raises:
+            InvalidInput: it was constructed with others.
+        """
+        restore(self, state)
+
+    def _forecast(self, covariates: Array | None) -> Array:
+        if covariates is None:
+            return np.concatenate([block.forecast(None) for block in self._blocks])
+        told = np.asarray(covariates, dtype=np.float64)
+        if told.ndim == 2:
+            told = np.repeat(told[:, None], len(self._horizon_steps), axis=1)
+        _check_shape("covariates", told, (self._series, len(self._horizon_steps), len(self._covariates)))
+        # Peaks go by the covariates of the nearest horizon.
+        away_JH = np.abs(np.subtract.outer(self._targets.lead_steps_J, self._horizon_steps))
+        upcoming_NJK = told[:, away_JH.argmin(axis=1)]
+        return np.concatenate([block.forecast(upcoming_NJK[rows]) for block, rows in self._rows()])
+
+    def _rows(self) -> list[tuple[SeriesBlock, slice]]:
+        return [(block, slice(b * _BLOCK, (b + 1) * _BLOCK)) for b, block in enumerate(self._blocks)]
+
+    def _block(self, series: int, members: Members) -> SeriesBlock:
+        return SeriesBlock(
+            series,
+            self._targets,
+            np.asarray(self._levels),
+            members=members,
+            capacity=self._capacity,
+            covariates=len(self._covariates),
+            lower=self._lower,
+        )
+
+    @property
+    def _capacity(self) -> int:
+        return max(_HISTORY, (self._season_steps or 0) + max(self._horizon_steps) + _MARGIN)
+
+    def _seasons(self, series: int) -> dict[str, Seasons]:
+        """Those that are short enough to be remembered, by name."""
+        periods = {name: round(season_s / self._step_s) for name, season_s in _SEASONS_S.items()}
+        if self._season_steps is not None:
+            periods["day"] = self._season_steps
+        longest = self._capacity - max(self._horizon_steps) - _MARGIN
+        return {
+            name: Seasons(series, self._targets, name=name, period_steps=steps)
+            for name, steps in periods.items()
+            if _SHORTEST <= steps <= longest
+        }
+
+    def _members(self, series: int) -> Members:
+        seasons = self._seasons(series)
+        cycles = Cycles(series, self._targets)
+        regressed = (*(season for name, season in seasons.items() if name == "day"), cycles)
+        ridges = [RidgeRegression(series, self._targets, seasons=regressed)]
+        if self._covariates:
+            known = len(self._covariates)
+            ridges.append(RidgeRegression(series, self._targets, seasons=regressed, covariates=known))
+        return Members(
+            points=(
+                SmoothedLevels(series, self._targets, weights=_SPEEDS),
+                DampedTrend(series, self._targets),
+                *seasons.values(),
+                cycles,
+                *ridges,
+            ),
+            steady=_STEADY,
+        )
+
+
+def _check_shape(what: str, array: Array, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise InvalidInput(f"got {what} of shape {array.shape}; this bank takes {shape}")
+
+
+def _check(
+    series: int,
+    step_s: float,
+    horizon_steps: Sequence[int],
+    levels: Sequence[float],
+    season_steps: int | None,
+) -> None:
+    if series < 1:
+        raise InvalidInput(f"a bank needs at least 1 series, not {series}")
+    if not 0.0 < step_s < float("inf"):
+        raise InvalidInput(f"step_s must be positive, not {step_s}")
+    if not horizon_steps or min(horizon_steps) < 1:
+        raise InvalidInput("horizon_steps must be whole numbers of steps, at least 1")
+    if not levels or not all(0.0 < level < 1.0 for level in levels) or sorted(set(levels)) != list(levels):
+        raise InvalidInput("levels must lie between 0 and 1 and ascend")
+    if season_steps is not None and season_steps < 1:
+        raise InvalidInput(f"a season must last at least 1 step, not {season_steps}")
