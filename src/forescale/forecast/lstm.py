@@ -24,7 +24,6 @@ from forescale.forecast.refit import FEW, Fit, path_fit
 _WINDOW = 60  # values the network sees
 _HIDDEN = 32
 _EXAMPLES = 4000  # the newest ones
-_EPOCHS = 12
 _BATCH = 128
 _RATE = 4e-3
 _NEWEST = 5  # the level is also told as that of the last so many values
@@ -38,10 +37,12 @@ class LstmModel:
 
     Attributes:
         season_steps: length of a season: the network is told the values a season before the targets.
-        seed: of the initial weights and of the order of the examples.
+        updates: how often the weights are changed; the time of a fit is in proportion.
+        seed: of the initial weights and of the choice of examples.
     """
 
     season_steps: int | None = None
+    updates: int = 400
     seed: int = 0
 
     @property
@@ -64,8 +65,32 @@ class LstmModel:
         windows_BW, context_BC, level_B, scale_B = sight.of(values_T, ends)
         targets_BJ = (_ahead(values_T, ends, targets) - level_B[:, None]) / scale_B[:, None]
         network = _Network(context_BC.shape[1], len(targets.lead_steps_J), len(levels), self.seed)
-        _train(network, windows_BW, context_BC, targets_BJ, levels, self.seed)
+        self._train(network, windows_BW, context_BC, targets_BJ, levels)
         return LstmFit(network=network, sight=sight)
+
+    def _train(
+        self,
+        network: _Network,
+        windows_BW: np.ndarray,
+        context_BC: np.ndarray,
+        targets_BJ: Array,
+        levels: Sequence[float],
+    ) -> None:
+        windows, context = torch.from_numpy(windows_BW), torch.from_numpy(context_BC)
+        targets = torch.from_numpy(targets_BJ.astype(np.float32))
+        levels_L = torch.tensor(levels)
+        generator = torch.Generator().manual_seed(self.seed)
+        optimizer = torch.optim.Adam(network.parameters(), lr=_RATE)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.updates)
+        for _ in range(self.updates):
+            chosen = torch.randint(len(windows), (_BATCH,), generator=generator)
+            shortfall = targets[chosen][..., None] - network(windows[chosen], context[chosen])
+            loss = torch.maximum(levels_L * shortfall, (levels_L - 1.0) * shortfall).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,32 +156,6 @@ class _Network(nn.Module):
         _, (last, _) = self.lstm(windows_BW[..., None])
         seen = torch.cat([last[0], context_BC], dim=1)
         return self.head(torch.relu(self.hidden(seen))).reshape(self._shape)
-
-
-def _train(
-    network: _Network,
-    windows_BW: np.ndarray,
-    context_BC: np.ndarray,
-    targets_BJ: Array,
-    levels: Sequence[float],
-    seed: int,
-) -> None:
-    windows, context = torch.from_numpy(windows_BW), torch.from_numpy(context_BC)
-    targets = torch.from_numpy(targets_BJ.astype(np.float32))
-    levels_L = torch.tensor(levels)
-    generator = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.Adam(network.parameters(), lr=_RATE)
-    batches = -(-len(windows) // _BATCH)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, _EPOCHS * batches)
-    for _ in range(_EPOCHS):
-        for chosen in torch.randperm(len(windows), generator=generator).split(_BATCH):
-            shortfall = targets[chosen][..., None] - network(windows[chosen], context[chosen])
-            loss = torch.maximum(levels_L * shortfall, (levels_L - 1.0) * shortfall).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
 
 
 def _known_seasons(season_steps: int | None, length: int, targets: Targets) -> int:
