@@ -48,8 +48,8 @@ class RefittedMembers:
     """One member for each slow model.
 
     Fits are not kept in the bank's state: after a restart a member forecasts the local level, with a spread
-    that grows with the square root of the lead time, as it does before the first fit is done. A fit that fails
-    is logged, and tried again when the next is due.
+    that grows with the square root of the lead time, as it does before the first fit is done. A fit
+    that fails is logged, and tried again when the next is due.
 
     Args:
         series: how many series there are.
