@@ -70,7 +70,9 @@ class Known:
 def moment(values_NT: Array) -> Moment:
     known: Any = Known(values_NT)
     newest = values_NT[:, -1]
-    rest: dict[str, Any] = {"observed_N": newest, "values_N": newest, "history": known}
+    seen = np.full(2, float(values_NT.shape[1]))
+    rest: dict[str, Any] = {"observed_N": newest, "values_N": newest, "seen_N": seen, "history": known}
+    rest["due_NJ"] = np.full((2, 2), np.nan)
     return Moment(step=values_NT.shape[1], level_N=newest, scale_N=np.array([1.0, 10.0]), **rest)
 
 
