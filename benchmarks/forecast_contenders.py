@@ -148,7 +148,8 @@ class LightGbm:
         for lead in leads.tolist():
             target_B = (values_T[ends + lead] - level_B[ends]) / scale_B[ends]
             for level in levels:
-                data = lightgbm.Dataset(features_BF[ends], target_B, free_raw_data=True)
+                # Weighed by scale, an example counts in the unit of the series, as in the score.
+                data = lightgbm.Dataset(features_BF[ends], target_B, weight=scale_B[ends])
                 settings = {
                     "objective": "quantile",
                     "alpha": level,

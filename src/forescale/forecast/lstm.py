@@ -65,7 +65,7 @@ class LstmModel:
         windows_BW, context_BC, level_B, scale_B = sight.of(values_T, ends)
         targets_BJ = (_ahead(values_T, ends, targets) - level_B[:, None]) / scale_B[:, None]
         network = _Network(context_BC.shape[1], len(targets.lead_steps_J), len(levels), self.seed)
-        self._train(network, windows_BW, context_BC, targets_BJ, levels)
+        self._train(network, windows_BW, context_BC, targets_BJ, scale_B / scale_B.mean(), levels)
         return LstmFit(network=network, sight=sight)
 
     def _train(
@@ -74,10 +74,13 @@ class LstmModel:
         windows_BW: np.ndarray,
         context_BC: np.ndarray,
         targets_BJ: Array,
+        weight_B: Array,
         levels: Sequence[float],
     ) -> None:
+        """Examples weigh as much as their scale: what counts is the loss in the unit of the series."""
         windows, context = torch.from_numpy(windows_BW), torch.from_numpy(context_BC)
         targets = torch.from_numpy(targets_BJ.astype(np.float32))
+        weights = torch.from_numpy(weight_B.astype(np.float32))
         levels_L = torch.tensor(levels)
         generator = torch.Generator().manual_seed(self.seed)
         optimizer = torch.optim.Adam(network.parameters(), lr=_RATE)
@@ -85,7 +88,8 @@ class LstmModel:
         for _ in range(self.updates):
             chosen = torch.randint(len(windows), (_BATCH,), generator=generator)
             shortfall = targets[chosen][..., None] - network(windows[chosen], context[chosen])
-            loss = torch.maximum(levels_L * shortfall, (levels_L - 1.0) * shortfall).mean()
+            losses = torch.maximum(levels_L * shortfall, (levels_L - 1.0) * shortfall)
+            loss = (losses.mean(dim=(1, 2)) * weights[chosen]).mean()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
