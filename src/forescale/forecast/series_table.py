@@ -157,7 +157,7 @@ def _rows(lines: Iterable[str], delimiter: str) -> Iterator[tuple[int, list[str]
 def _columns(
     rows: Iterable[tuple[int, list[str]]], layout: _Layout
 ) -> tuple[array[float], array[float], bool | None, int]:
-    """Times; values (1 for an event); whether the times, if dates, have a zone; how many lines had no time."""
+    """Times; values (1 for an event); whether times that are dates have a zone; lines without a time."""
     times, values, timeless = array("d"), array("d"), 0
     zoned: bool | None = None
     of_time, of_value = layout.time, layout.value
