@@ -100,7 +100,6 @@ def forecast(  # noqa: PLR0913, PLR0917 - typer takes the options from the signa
             raise InvalidInput(f"--{name}-s is {value:g}; give seconds above 0")
     picture = _picture(plot, file) if plot is not None else None
     from forescale.cli import forecast_view
-
     from forescale.cli.forecast_learning import learn
 
     combination = _combination(combine)
@@ -140,7 +139,6 @@ def _picture(plot: str, file: Path) -> Path:
 
 
 # --- reading ------------------------------------------------------------------------------------------------
-
 
 
 def _read(

@@ -23,6 +23,10 @@ _HORIZON_STEPS = (1, 5, 15, 60)
 _DAY_S = 86400.0
 _ORIGINS = 200
 OURS, NAIVE = "Forescale", "seasonal naive"
+_WINDOWS: tuple[tuple[Callable[[Array], float], float, str], ...] = (
+    (np.mean, 60.0, "mean of the last minute (Knative)"),
+    (np.max, 300.0, "highest of the last 5 minutes (HPA)"),
+)
 
 Progress = Callable[[str, float], None]
 
@@ -92,9 +96,7 @@ def learn(
     """
     horizon_steps, said = _horizons(series, horizon_s)
     season_steps, said_of_season = _season(series, season_s)
-    pupil = _Pupil(
-        EnsembleForecaster(series.step_s, horizon_steps, LEVELS, season_steps, lower=series.lower)
-    )
+    pupil = _Pupil(EnsembleForecaster(series.step_s, horizon_steps, LEVELS, season_steps, lower=series.lower))
     seen = 0
     comparison = None
     length = len(series.values_T)
@@ -167,11 +169,10 @@ def _compared(
         name: replace(ours, quantiles_OHL=members_OMHL[:, m])
         for m, name in enumerate(pupil.forecaster.member_names)
     }
-    others: dict[str, Contender] = {
-        NAIVE: SeasonalNaive(series.step_s, horizon_steps, LEVELS, season_steps),
-        "mean of the last minute": _window(series, 60.0, np.mean, horizon_steps),
-        "highest of the last 5 minutes": _window(series, 300.0, np.max, horizon_steps),
-    }
+    others: dict[str, Contender] = {NAIVE: SeasonalNaive(series.step_s, horizon_steps, LEVELS, season_steps)}
+    for figure, window_s, name in _WINDOWS:
+        steps = max(1, round(window_s / series.step_s))
+        others[name if steps > 1 else "last value"] = MovingWindow(steps, figure, horizon_steps, LEVELS)
     results |= {name: tested(name, contender) for name, contender in others.items()}
     naive_H = results[NAIVE].loss_H
     order = sorted(results, key=lambda name: float(np.nanmean(np.log(results[name].loss_H + 1e-12))))
@@ -187,12 +188,6 @@ def _compared(
         relative_CH=relative_CH,
         coverage_CHL=np.stack([result.coverage_HL for result in ranked.values()]),
     )
-
-
-def _window(
-    series: Series, window_s: float, figure: Callable[[Array], float], horizon_steps: tuple[int, ...]
-) -> MovingWindow:
-    return MovingWindow(max(1, round(window_s / series.step_s)), figure, horizon_steps, LEVELS)
 
 
 # --- what is asked ---------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from forescale.cli.forecast_view import duration
 from forescale.core.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from forescale.cli.forecast_learning import Comparison, Forecast
+    from forescale.cli.forecast_learning import Forecast
     from forescale.forecast.series import Series
 
 _INK, _MUTED, _LINE, _FAN, _PEAK = "#1c2024", "#5d646d", "#e4e6e8", "#1f6fd1", "#c2570c"

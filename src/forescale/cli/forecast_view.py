@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from forescale.cli.forecast_learning import Comparison, Forecast
-
     from forescale.forecast.forecaster import Array
     from forescale.forecast.series import Series
 
@@ -187,11 +186,7 @@ def _show_backtest(out: Console, found: Forecast, tested: Comparison) -> None:
     words = horizons(found)
     title = f"Backtest: quantile loss, seasonal naive = 1 ({tested.origins} forecasts of the last half)"
     loss = table(title, "", *(f">{horizon}" for horizon in words), ">mean")
-    shown = [
-        c
-        for c, name in enumerate(tested.names)
-        if c <= _SHOWN_MEMBERS or name not in found.members
-    ]
+    shown = [c for c, name in enumerate(tested.names) if c <= _SHOWN_MEMBERS or name not in found.members]
     for c in shown:
         relative_H = tested.relative_CH[c]
         loss.add_row(tested.names[c], *map(_ratio, relative_H), _ratio(_mean(relative_H)))

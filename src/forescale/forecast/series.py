@@ -18,7 +18,10 @@ from forescale.forecast.series_table import Table, TimeKind, read_table
 Combination = Literal["sum", "mean", "count"]
 
 _FEWEST = 10
-_MOST = 5_000_000
+_MOST = 10_000_000
+_SPARSE = 100
+"""Steps per line beyond which something is wrong with the times, in a series that is long at all."""
+_LONG = 100_000
 _NEAR = 0.5  # of the usual gap: what a stamp may be off and still count as on the grid
 _ALIKE = 0.6  # share of gaps near the usual one that makes stamps regular
 _GRIDDED = 0.9  # share of gaps that are whole multiples of the usual one, if there are holes
@@ -314,7 +317,7 @@ def _binned(
 
 def _bins(times_R: Array, origin_s: float, step_s: float) -> np.ndarray:
     steps = (times_R[-1] - origin_s) / step_s
-    if steps > _MOST:
+    if steps > min(_MOST, max(_LONG, _SPARSE * len(times_R))):
         raise InvalidInput(
             f"from its first time to its last are {steps:.3g} steps of {step_s:g} s; "
             "correct the times or use longer steps"

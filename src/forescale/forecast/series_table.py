@@ -26,6 +26,8 @@ from forescale.forecast.forecaster import Array
 
 _SAMPLE = 200
 """Lines from which the columns are told."""
+_LARGEST, _LATEST = 1e100, 1e20
+"""Beyond these, a value or a time (nanoseconds since 1970) is no measurement, and sums of them overflow."""
 _MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "-", "?"})
 _TIME_NAMES = frozenset(
     {"t", "ts", "ds", "time", "date", "when", "epoch", "index", "idx", "step"}
@@ -191,8 +193,8 @@ def _value(number: int, text: str) -> float:
         raise InvalidInput(
             f"line {number}: {text!r} is not a number (a missing value is empty, NaN or NA)"
         ) from None
-    if value in {inf, -inf}:
-        raise InvalidInput(f"line {number}: {text!r} is not finite")
+    if abs(value) > _LARGEST:
+        raise InvalidInput(f"line {number}: {text!r} is {'not finite' if abs(value) == inf else 'too large'}")
     return value
 
 
@@ -212,7 +214,7 @@ def _parsed_time(text: str) -> tuple[float, bool | None] | None:
     except ValueError:
         pass
     else:
-        return (value, None) if abs(value) != inf else None
+        return None if abs(value) > _LATEST else (value, None)
     if text.strip().lower() in _MISSING:
         return nan, None
     try:
@@ -309,7 +311,7 @@ def _mostly(fields: Sequence[str], fits: Callable[[str], bool]) -> bool:
 
 def _is_number(field: str) -> bool:
     try:
-        return not isnan(float(field))
+        return abs(float(field)) <= _LARGEST
     except ValueError:
         return False
 

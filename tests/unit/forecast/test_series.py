@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -22,7 +22,7 @@ def numbers(count: int = 20) -> list[float]:
     return [float(10 + k * k % 7) for k in range(count)]
 
 
-def dated(values: list[float | str], *, every_s: float = 60.0, head: str = "time,load") -> str:
+def dated(values: Sequence[float | str], *, every_s: float = 60.0, head: str = "time,load") -> str:
     stamps = ((START + timedelta(seconds=k * every_s)).isoformat() for k in range(len(values)))
     return "\n".join([head, *(f"{stamp},{value}" for stamp, value in zip(stamps, values, strict=True))])
 
