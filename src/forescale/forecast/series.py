@@ -26,6 +26,7 @@ _NEAR = 0.5  # of the usual gap: what a stamp may be off and still count as on t
 _ALIKE = 0.6  # share of gaps near the usual one that makes stamps regular
 _GRIDDED = 0.9  # share of gaps that are whole multiples of the usual one, if there are holes
 _ROUND_S = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400)
+_ROUND_TO_S = (86400.0, 3600.0, 60.0, 10.0, 5.0, 1.0, 0.1, 1e-3)
 _EVENTS_PER_STEP = 5.0
 
 
@@ -201,12 +202,12 @@ def _spacing(times_R: Array) -> _Spacing:
     elif near.mean() < _ALIKE:
         return _Spacing(spacing_s=usual, regular=False)
     mean = float(gaps[near].mean())
-    even = (times_R[-1] - times_R[0]) / len(gaps)  # right if there is no hole, however much stamps are off
-    rounded = [round(mean / unit) * unit for unit in (60.0, 10.0, 5.0, 1.0, 1e-3)]
+    even = float(times_R[-1] - times_R[0]) / len(gaps)  # right if there is no hole, however much stamps are off
+    rounded = [round(mean / unit) * unit for unit in _ROUND_TO_S]
     candidates = [s for s in (*rounded, even, mean, usual) if abs(s - mean) <= 0.1 * mean]
     fits = [_concentration(times_R, spacing_s) for spacing_s in candidates]
     return _Spacing(
-        spacing_s=next(s for s, fit in zip(candidates, fits, strict=True) if fit >= 0.98 * max(fits)),
+        spacing_s=next(s for s, fit in zip(candidates, fits, strict=True) if fit >= 0.9 * max(fits)),
         regular=True,
     )
 
