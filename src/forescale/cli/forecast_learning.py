@@ -22,6 +22,8 @@ LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 _HORIZON_STEPS = (1, 5, 15, 60)
 _DAY_S = 86400.0
 _ORIGINS = 200
+_MOST = 20_000
+"""Values that are learned from: at a millisecond each, what one would wait for; older ones weigh nothing."""
 OURS, NAIVE = "Forescale", "seasonal naive"
 _WINDOWS: tuple[tuple[Callable[[Array], float], float, str], ...] = (
     (np.mean, 60.0, "mean of the last minute (Knative)"),
@@ -94,6 +96,7 @@ def learn(
     Raises:
         InvalidInput: the series is too short for that.
     """
+    series = _recent(series)
     horizon_steps, said = _horizons(series, horizon_s)
     season_steps, said_of_season = _season(series, season_s)
     pupil = _Pupil(EnsembleForecaster(series.step_s, horizon_steps, LEVELS, season_steps, lower=series.lower))
@@ -191,6 +194,20 @@ def _compared(
 
 
 # --- what is asked ---------------------------------------------------------------------------------------
+
+
+def _recent(series: Series) -> Series:
+    """The last of a long series."""
+    length = len(series.values_T)
+    if length <= _MOST:
+        return series
+    dropped_s = (length - _MOST) * series.step_s
+    return replace(
+        series,
+        values_T=series.values_T[-_MOST:],
+        start_s=None if series.start_s is None else series.start_s + dropped_s,
+        notes=(*series.notes, f"the last {_MOST:,} of {length:,} values are learned from"),
+    )
 
 
 def _horizons(series: Series, horizon_s: Sequence[float] | None) -> tuple[tuple[int, ...], list[str]]:

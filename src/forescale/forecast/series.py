@@ -43,6 +43,7 @@ class Series:
         zoned: whether ``start_s`` is a point in time, not a date without a zone.
         counts: whole numbers from 0.
         step_known: False where ``step_s`` is a guess: nobody said how far apart values are.
+        lower: 0 if no value was below: demand and utilisation never are; None if some were.
         notes: what was decided and done, a sentence each.
     """
 
@@ -53,16 +54,12 @@ class Series:
     zoned: bool
     counts: bool
     step_known: bool
+    lower: float | None
     notes: tuple[str, ...]
 
     @property
     def missing(self) -> int:
         return int(np.isnan(self.values_T).sum())
-
-    @property
-    def lower(self) -> float | None:
-        """0 if no value was below: demand and utilisation never are; None if some were."""
-        return 0.0 if float(np.nanmin(self.values_T)) >= 0.0 else None
 
 
 def read_series(
@@ -179,6 +176,7 @@ def _series(
         zoned=table.kind is TimeKind.ZONED,
         counts=counts,
         step_known=notes.step_known,
+        lower=None if below else 0.0,
         notes=tuple(notes.said),
     )
 
@@ -202,7 +200,9 @@ def _spacing(times_R: Array) -> _Spacing:
     elif near.mean() < _ALIKE:
         return _Spacing(spacing_s=usual, regular=False)
     mean = float(gaps[near].mean())
-    even = float(times_R[-1] - times_R[0]) / len(gaps)  # right if there is no hole, however much stamps are off
+    even = float(times_R[-1] - times_R[0]) / len(
+        gaps
+    )  # right if there is no hole, however much stamps are off
     rounded = [round(mean / unit) * unit for unit in _ROUND_TO_S]
     candidates = [s for s in (*rounded, even, mean, usual) if abs(s - mean) <= 0.1 * mean]
     fits = [_concentration(times_R, spacing_s) for spacing_s in candidates]

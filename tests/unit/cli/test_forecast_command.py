@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from forescale.cli import console
+from forescale.cli import console, forecast_learning
 from forescale.cli.forecast_view import duration
 from forescale.cli.main import app
 
@@ -141,6 +141,19 @@ def test_missing_values_are_said_and_change_nothing_else(tmp_path: Path) -> None
     found = forecast(write(tmp_path / "holes.csv", values))
     assert found["series"]["missing"] == 11
     assert all(np.isfinite(horizon["quantiles"]).all() for horizon in found["horizons"])
+
+
+def test_of_a_long_series_the_last_values_are_learned_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forecast_learning, "_MOST", 100)
+    found = forecast(write(tmp_path / "long.csv", counts()))
+    assert found["series"]["values"] == 100
+    assert (found["series"]["start"], found["series"]["end"]) == (
+        "2026-03-07 06:00:00Z",
+        "2026-03-09 07:30:00Z",
+    )
+    assert "the last 100 of 400 values are learned from" in found["series"]["notes"]
 
 
 def test_a_constant_series_is_forecast_to_stay(tmp_path: Path) -> None:
