@@ -106,7 +106,12 @@ def forecast(  # noqa: PLR0913, PLR0917 - typer takes the options from the signa
     with late_fraction_bar("forecast:") as progress:
         series = _read(file, step_s, column, combination, progress)
         found, tested = learn(
-            series, horizon_s=horizon_s, season_s=season_s, backtest=backtest, progress=progress
+            series,
+            horizon_s=horizon_s,
+            season_s=season_s,
+            fan=picture is not None,
+            backtest=backtest,
+            progress=progress,
         )
     if picture is not None:
         from forescale.cli.forecast_plot import write_fan_chart

@@ -22,6 +22,7 @@ LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 _HORIZON_STEPS = (1, 5, 15, 60)
 _DAY_S = 86400.0
 _ORIGINS = 200
+_FAN_PARTS = 5
 _MOST = 20_000
 """Values that are learned from: at a millisecond each, what one would wait for; older ones weigh nothing."""
 OURS, NAIVE = "Forescale", "seasonal naive"
@@ -41,6 +42,8 @@ class Forecast:
         season_steps: None for no season.
         quantiles_HL: of the value at each horizon.
         peaks_HL: of the highest value until then.
+        fan_steps: horizons that a picture is drawn through; all that were asked for are among them.
+        fan_quantiles_HL, fan_peaks_HL: the same quantiles there.
         weights_MH: of each member at each horizon, mean over levels; adds up to 1 over members.
         anomalies: steps of the series whose values do not belong.
         notes: what was done to the series, and what was assumed, a sentence each.
@@ -52,6 +55,9 @@ class Forecast:
     season_steps: int | None
     quantiles_HL: Array
     peaks_HL: Array
+    fan_steps: tuple[int, ...]
+    fan_quantiles_HL: Array
+    fan_peaks_HL: Array
     members: tuple[str, ...]
     weights_MH: Array
     anomalies: tuple[int, ...]
@@ -83,6 +89,7 @@ def learn(
     *,
     horizon_s: Sequence[float] | None,
     season_s: float | None,
+    fan: bool,
     backtest: bool,
     progress: Progress,
 ) -> tuple[Forecast, Comparison | None]:
@@ -91,6 +98,7 @@ def learn(
     Args:
         horizon_s: None for 1, 5, 15 and 60 steps, or those of them that the series is long enough for.
         season_s: None for a day, if the series holds two.
+        fan: whether a picture will be drawn, which looks at more horizons.
         backtest: whether to compare, too.
 
     Raises:
@@ -99,7 +107,11 @@ def learn(
     series = _recent(series)
     horizon_steps, said = _horizons(series, horizon_s)
     season_steps, said_of_season = _season(series, season_s)
-    pupil = _Pupil(EnsembleForecaster(series.step_s, horizon_steps, LEVELS, season_steps, lower=series.lower))
+    fan_steps = _fan(horizon_steps) if fan else horizon_steps
+    asked_H = [fan_steps.index(steps) for steps in horizon_steps]
+    pupil = _Pupil(
+        EnsembleForecaster(series.step_s, fan_steps, LEVELS, season_steps, lower=series.lower), asked_H
+    )
     seen = 0
     comparison = None
     length = len(series.values_T)
@@ -111,15 +123,20 @@ def learn(
         pupil.update(float(series.values_T[t]))
         progress("learning", (t + 1) / length)
     forecaster = pupil.forecaster
+    fan_quantiles_HL = forecaster.predict()
+    fan_peaks_HL = np.stack([forecaster.predict_peak(steps * series.step_s, LEVELS) for steps in fan_steps])
     found = Forecast(
         series=series,
         horizon_steps=horizon_steps,
         levels=LEVELS,
         season_steps=season_steps,
-        quantiles_HL=forecaster.predict(),
-        peaks_HL=np.stack([forecaster.predict_peak(s * series.step_s, LEVELS) for s in horizon_steps]),
+        quantiles_HL=fan_quantiles_HL[asked_H],
+        peaks_HL=fan_peaks_HL[asked_H],
+        fan_steps=fan_steps,
+        fan_quantiles_HL=fan_quantiles_HL,
+        fan_peaks_HL=fan_peaks_HL,
         members=tuple(forecaster.member_names),
-        weights_MH=forecaster.weights().mean(axis=-1),
+        weights_MH=forecaster.weights().mean(axis=-1)[:, asked_H],
         anomalies=tuple(pupil.anomalies),
         notes=(*series.notes, *said, *said_of_season),
     )
@@ -127,10 +144,15 @@ def learn(
 
 
 class _Pupil:
-    """Learns, and keeps which values were anomalies and what each member forecast when asked."""
+    """Learns, and keeps which values were anomalies and what each member forecast when asked.
 
-    def __init__(self, forecaster: EnsembleForecaster) -> None:
+    Args:
+        asked_H: which of the forecaster's horizons are asked for.
+    """
+
+    def __init__(self, forecaster: EnsembleForecaster, asked_H: list[int]) -> None:
         self.forecaster = forecaster
+        self._asked_H = asked_H
         self.anomalies: list[int] = []
         self.members_OMHL: list[Array] = []
         self._step = 0
@@ -143,8 +165,8 @@ class _Pupil:
 
     def predict(self, covariates: Covariates | None = None) -> Array:
         quantiles_HL = self.forecaster.predict(covariates)
-        self.members_OMHL.append(self.forecaster.member_quantiles())
-        return quantiles_HL
+        self.members_OMHL.append(self.forecaster.member_quantiles()[:, self._asked_H])
+        return quantiles_HL[self._asked_H]
 
 
 def _compared(
@@ -226,6 +248,13 @@ def _horizons(series: Series, horizon_s: Sequence[float] | None) -> tuple[tuple[
             )
     off = any(abs(s * series.step_s - h) > 1e-9 * h for s, h in zip(steps, horizon_s, strict=True))
     return tuple(sorted(set(steps))), ["horizons are rounded to whole steps"] * off
+
+
+def _fan(horizon_steps: tuple[int, ...]) -> tuple[int, ...]:
+    """Near enough to each other that a season shows."""
+    ahead = horizon_steps[-1]
+    between = (round(ahead * part / _FAN_PARTS) for part in range(1, _FAN_PARTS))
+    return tuple(sorted({1, *horizon_steps, *(steps for steps in between if steps)}))
 
 
 def _season(series: Series, season_s: float | None) -> tuple[int | None, list[str]]:

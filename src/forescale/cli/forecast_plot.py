@@ -126,8 +126,8 @@ def _draw_bands(axes: Axes, place: _Axis, found: Forecast) -> None:
     """Fans begin at the last value; between horizons they are straight."""
     values_T = found.series.values_T
     known = np.flatnonzero(~np.isnan(values_T))[-1]
-    at = place.of([known, *(len(values_T) - 1 + steps for steps in found.horizon_steps)])
-    quantiles_HL = np.vstack([np.full(len(found.levels), values_T[known]), found.quantiles_HL])
+    at = place.of([known, *(len(values_T) - 1 + steps for steps in found.fan_steps)])
+    quantiles_HL = np.vstack([np.full(len(found.levels), values_T[known]), found.fan_quantiles_HL])
     for lower in range(len(found.levels) - 1):
         middle = (found.levels[lower] + found.levels[lower + 1]) / 2
         axes.fill_between(
@@ -139,7 +139,7 @@ def _draw_bands(axes: Axes, place: _Axis, found: Forecast) -> None:
         )
     if 0.5 in found.levels:
         axes.plot(at, quantiles_HL[:, found.levels.index(0.5)], color=_FAN, linewidth=1.8)
-    highest = np.concatenate(([values_T[known]], found.peaks_HL[:, _safe(found)]))
+    highest = np.concatenate(([values_T[known]], found.fan_peaks_HL[:, _safe(found)]))
     axes.plot(at, highest, color=_PEAK, linewidth=1.3, linestyle=(0, (4, 2)))
 
 

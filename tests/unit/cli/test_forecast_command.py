@@ -236,6 +236,13 @@ def test_labels_of_quantiles_do_not_cover_each_other(tmp_path: Path) -> None:
     assert min(abs(a - b) for a, b in pairwise(sorted(heights))) > 8
 
 
+def test_a_picture_changes_no_forecast(file: Path, tmp_path: Path) -> None:
+    drawn = forecast(file, "--plot", tmp_path / "fan.svg", "--horizon-s", "90000")
+    plain = forecast(file, "--horizon-s", "90000")
+    for kind in ("quantiles", "peak_quantiles"):
+        assert drawn["horizons"][0][kind] == pytest.approx(plain["horizons"][0][kind])
+
+
 def test_the_ending_says_the_kind_of_picture(file: Path, tmp_path: Path) -> None:
     run(file, "--plot", tmp_path / "fan.png")
     assert (tmp_path / "fan.png").read_bytes().startswith(b"\x89PNG")
