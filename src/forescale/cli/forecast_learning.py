@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 
@@ -200,7 +201,7 @@ def _compared(
         others[name if steps > 1 else "last value"] = MovingWindow(steps, figure, horizon_steps, LEVELS)
     results |= {name: tested(name, contender) for name, contender in others.items()}
     naive_H = results[NAIVE].loss_H
-    order = sorted(results, key=lambda name: float(np.nanmean(np.log(results[name].loss_H + 1e-12))))
+    order = sorted(results, key=lambda name: _typical(results[name].loss_H))
     ranked = {OURS: ours, **{name: results[name] for name in order}}
     loss_CH = np.stack([result.loss_H for result in ranked.values()])
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -213,6 +214,12 @@ def _compared(
         relative_CH=relative_CH,
         coverage_CHL=np.stack([result.coverage_HL for result in ranked.values()]),
     )
+
+
+def _typical(loss_H: Array) -> float:
+    """Geometric mean of the losses that there are; infinite if there is none."""
+    known = loss_H[np.isfinite(loss_H)]
+    return float(np.log(np.maximum(known, 1e-12)).mean()) if len(known) else inf
 
 
 # --- what is asked ---------------------------------------------------------------------------------------

@@ -36,8 +36,8 @@ def as_json(found: Forecast, tested: Comparison | None, picture: Path | None) ->
             "counts": series.counts,
             "step_s": series.step_s,
             "season_s": None if found.season_steps is None else found.season_steps * series.step_s,
-            "start": when(series, 0),
-            "end": when(series, length - 1),
+            "start": _iso(series, 0),
+            "end": _iso(series, length - 1),
             "notes": list(found.notes),
         },
         "levels": list(found.levels),
@@ -45,7 +45,7 @@ def as_json(found: Forecast, tested: Comparison | None, picture: Path | None) ->
             {
                 "horizon_s": steps * series.step_s,
                 "steps": steps,
-                "time": when(series, length - 1 + steps),
+                "time": _iso(series, length - 1 + steps),
                 "quantiles": quantiles.tolist(),
                 "peak_quantiles": peaks.tolist(),
             }
@@ -55,7 +55,7 @@ def as_json(found: Forecast, tested: Comparison | None, picture: Path | None) ->
         ],
         "weights": dict(zip(found.members, found.weights_MH.tolist(), strict=True)),
         "anomalies": [
-            {"step": step, "time": when(series, step), "value": float(series.values_T[step])}
+            {"step": step, "time": _iso(series, step), "value": float(series.values_T[step])}
             for step in found.anomalies
         ],
         "plot": None if picture is None else str(picture),
@@ -76,13 +76,13 @@ def show(name: str, found: Forecast, tested: Comparison | None, picture: Path | 
     for line in _read(name, found):
         out.print(line, markup=False, soft_wrap=True)
     out.print()
-    decimals = _decimals(found)
-    out.print(_quantiles(found, "Forecast", found.quantiles_HL, decimals))
-    out.print(_quantiles(found, "Highest value until then", found.peaks_HL, decimals))
-    out.print(_advice(found, decimals), markup=False, soft_wrap=True)
+    style = _style(found)
+    out.print(_quantiles(found, "Forecast", found.quantiles_HL, style))
+    out.print(_quantiles(found, "Highest value until then", found.peaks_HL, style))
+    out.print(_advice(found, style), markup=False, soft_wrap=True)
     out.print()
     out.print(_weights(found))
-    _show_anomalies(out, found, decimals)
+    _show_anomalies(out, found, style)
     if tested is not None:
         _show_backtest(out, found, tested)
     if picture is not None:
@@ -106,10 +106,20 @@ def duration(value_s: float) -> str:
 
 def when(series: Series, step: int) -> str | None:
     """Date of a step; with a Z where the file's times have a zone. None where it has no dates."""
+    iso = _iso(series, step)
+    if iso is None or series.start_s is None:
+        return None
+    whole_minutes = series.start_s % 60 == 0 and series.step_s % 60 == 0
+    text = iso.removesuffix("Z").replace("T", " ")
+    return (text.removesuffix(":00") if whole_minutes else text) + "Z" * series.zoned
+
+
+def _iso(series: Series, step: int) -> str | None:
     if series.start_s is None:
         return None
-    date = datetime.fromtimestamp(series.start_s + step * series.step_s, UTC)
-    return date.strftime("%Y-%m-%d %H:%M:%S") + "Z" * series.zoned
+    date = datetime.fromtimestamp(series.start_s + step * series.step_s, UTC).replace(tzinfo=None)
+    precision = "seconds" if series.step_s >= 1 else "milliseconds"
+    return date.isoformat(timespec=precision) + "Z" * series.zoned
 
 
 def horizons(found: Forecast) -> list[str]:
@@ -132,7 +142,7 @@ def _read(name: str, found: Forecast) -> list[str]:
     ]
 
 
-def _quantiles(found: Forecast, title: str, quantiles_HL: Array, decimals: int) -> Any:
+def _quantiles(found: Forecast, title: str, quantiles_HL: Array, style: str) -> Any:
     series = found.series
     dated = series.start_s is not None
     names = ["median" if level == 0.5 else f"{100 * level:g}%" for level in found.levels]
@@ -140,22 +150,25 @@ def _quantiles(found: Forecast, title: str, quantiles_HL: Array, decimals: int) 
     rows = zip(horizons(found), found.horizon_steps, quantiles_HL, strict=True)
     for words, steps, quantiles in rows:
         at = [when(series, len(series.values_T) - 1 + steps) or ""] if dated else []
-        shown.add_row(words, *at, *(f"{value:,.{decimals}f}" for value in quantiles))
+        shown.add_row(words, *at, *(f"{value:{style}}" for value in quantiles))
     return shown
 
 
-def _decimals(found: Forecast) -> int:
-    """Four digits for the largest quantile."""
+def _style(found: Forecast) -> str:
+    """How figures are written, all alike: with four digits for the largest."""
     largest = float(np.abs(found.quantiles_HL).max())
-    return max(0, 3 - floor(log10(largest))) if largest > 0 else 1
+    if not largest:
+        return ".1f"
+    decimals = max(0, 3 - floor(log10(largest)))
+    return ".4g" if largest >= 1e12 or decimals > 9 else f",.{decimals}f"
 
 
-def _advice(found: Forecast, decimals: int) -> str:
+def _advice(found: Forecast, style: str) -> str:
     """The figure to provide for."""
     level = min(found.levels, key=lambda level: abs(level - _SAFE))
     until = duration(found.horizon_steps[-1] * found.series.step_s)
     peak = found.peaks_HL[-1, found.levels.index(level)]
-    return f"What covers all of the next {until} in {100 * level:g} of 100 cases: {peak:,.{decimals}f}."
+    return f"What covers all of the next {until} in {100 * level:g} of 100 cases: {peak:{style}}."
 
 
 def _weights(found: Forecast) -> Any:
@@ -169,7 +182,7 @@ def _weights(found: Forecast) -> Any:
     return shown
 
 
-def _show_anomalies(out: Console, found: Forecast, decimals: int) -> None:
+def _show_anomalies(out: Console, found: Forecast, style: str) -> None:
     series, length = found.series, len(found.series.values_T)
     if not found.anomalies:
         out.print("No anomalies.")
@@ -178,7 +191,7 @@ def _show_anomalies(out: Console, found: Forecast, decimals: int) -> None:
     shown = table(f"Anomalies: {len(found.anomalies):,}{few}", "when", ">value")
     for step in found.anomalies[-_SHOWN_ANOMALIES:]:
         ago = f"{duration((length - 1 - step) * series.step_s)} before the end"
-        shown.add_row(when(series, step) or ago, f"{series.values_T[step]:,.{decimals}f}")
+        shown.add_row(when(series, step) or ago, f"{series.values_T[step]:{style}}")
     out.print(shown)
 
 

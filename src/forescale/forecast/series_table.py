@@ -28,6 +28,8 @@ _SAMPLE = 200
 """Lines from which the columns are told."""
 _LARGEST, _LATEST = 1e100, 1e20
 """Beyond these, a value or a time (nanoseconds since 1970) is no measurement, and sums of them overflow."""
+_YEARS = range(1900, 2200)
+"""Dates in others stand for something that is no date."""
 _MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "-", "?"})
 _TIME_NAMES = frozenset(
     {"t", "ts", "ds", "time", "date", "when", "epoch", "index", "idx", "step"}
@@ -220,6 +222,8 @@ def _parsed_time(text: str) -> tuple[float, bool | None] | None:
     try:
         date = datetime.fromisoformat(text.strip())
     except ValueError:
+        return None
+    if date.year not in _YEARS:
         return None
     if date.tzinfo is None:
         return date.replace(tzinfo=UTC).timestamp(), False

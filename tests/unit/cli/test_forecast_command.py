@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -71,8 +72,8 @@ def test_json_holds_everything(file: Path) -> None:
         "counts": True,
         "step_s": 1800.0,
         "season_s": 86400.0,
-        "start": "2026-03-01 00:00:00Z",
-        "end": "2026-03-09 07:30:00Z",
+        "start": "2026-03-01T00:00:00Z",
+        "end": "2026-03-09T07:30:00Z",
         "notes": [
             "counts: whole numbers from 0, and no forecast is below 0",
             "a season is taken to be a day",
@@ -80,7 +81,7 @@ def test_json_holds_everything(file: Path) -> None:
     }
     assert [horizon["steps"] for horizon in found["horizons"]] == [1, 5, 15, 60]
     assert found["horizons"][1]["horizon_s"] == 9000.0
-    assert found["horizons"][1]["time"] == "2026-03-09 10:00:00Z"
+    assert found["horizons"][1]["time"] == "2026-03-09T10:00:00Z"
     for horizon in found["horizons"]:
         for kind in ("quantiles", "peak_quantiles"):
             assert len(horizon[kind]) == len(found["levels"]) == 7
@@ -102,10 +103,10 @@ def test_forecasts_are_of_the_size_of_what_was_seen(file: Path) -> None:
 
 def test_tables_say_it_in_words(file: Path) -> None:
     shown = run(file).stdout
-    assert "requests.csv, requests: 400 values, 30 min apart (8 d 8 h, 2026-03-01 00:00:00Z to" in shown
+    assert "requests.csv, requests: 400 values, 30 min apart (8 d 8 h, 2026-03-01 00:00Z to" in shown
     assert "- counts: whole numbers from 0" in shown
     first, second = shown.split("Highest value until then")
-    for words in ("in 30 min", "in 2 h 30 min", "in 1 d 6 h", "2026-03-09 10:00:00Z", "median", "99%"):
+    for words in ("in 30 min", "in 2 h 30 min", "in 1 d 6 h", "2026-03-09 10:00Z", "median", "99%"):
         assert words in first
         assert words in second
     assert "What covers all of the next 1 d 6 h in 95 of 100 cases: " in shown
@@ -150,8 +151,8 @@ def test_of_a_long_series_the_last_values_are_learned_from(
     found = forecast(write(tmp_path / "long.csv", counts()))
     assert found["series"]["values"] == 100
     assert (found["series"]["start"], found["series"]["end"]) == (
-        "2026-03-07 06:00:00Z",
-        "2026-03-09 07:30:00Z",
+        "2026-03-07T06:00:00Z",
+        "2026-03-09T07:30:00Z",
     )
     assert "the last 100 of 400 values are learned from" in found["series"]["notes"]
 
@@ -167,8 +168,8 @@ def test_a_value_that_does_not_belong_is_listed(tmp_path: Path) -> None:
     values = counts(700)
     values[650] = 900
     path = write(tmp_path / "spike.csv", values)
-    assert {"step": 650, "time": "2026-03-14 13:00:00Z", "value": 900.0} in forecast(path)["anomalies"]
-    assert "2026-03-14 13:00:00Z" in run(path).stdout.split("Anomalies")[1]
+    assert {"step": 650, "time": "2026-03-14T13:00:00Z", "value": 900.0} in forecast(path)["anomalies"]
+    assert "2026-03-14 13:00Z" in run(path).stdout.split("Anomalies")[1]
 
 
 # --- backtest ------------------------------------------------------------------------------------------
@@ -290,6 +291,28 @@ def test_files_that_are_no_series(tmp_path: Path) -> None:
 )
 def test_options_that_do_not_suit_the_series(file: Path, words: list[str], said: str) -> None:
     assert said in error(file, *words)
+
+
+@pytest.mark.parametrize(
+    ("factor", "shown"),
+    [(1e-3, " 0.03"), (1e4, r" 3\d\d,\d\d\d "), (1e20, r"e\+21"), (1e-20, "e-19"), (0.0, " 0.0 ")],
+)
+def test_figures_of_any_size_are_readable(tmp_path: Path, factor: float, shown: str) -> None:
+    path = write(tmp_path / "size.csv", [factor * (30 + k % 2) for k in range(60)])
+    rows = run(path).stdout.split("median")[1].splitlines()
+    assert re.search(shown, rows[2])
+    assert max(map(len, rows)) < 160
+
+
+def test_steps_below_a_second_have_times_of_their_own(tmp_path: Path) -> None:
+    found = forecast(write(tmp_path / "fast.csv", counts(), every_s=0.25), "--horizon-s", "0.25")
+    assert found["horizons"][0]["time"] == "2026-03-01T00:01:40.000Z"
+
+
+def test_a_backtest_of_nothing_but_zeros_has_no_ratios(tmp_path: Path) -> None:
+    path = write(tmp_path / "idle.csv", [0] * 200)
+    assert forecast(path, "--backtest")["backtest"]["relative_loss"]["seasonal naive"] == [None] * 4
+    assert " - " in run(path, "--backtest").stdout.split("Backtest")[1]
 
 
 # --- progress and words ----------------------------------------------------------------------------------
