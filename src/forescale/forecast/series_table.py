@@ -80,13 +80,13 @@ class Table:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layout:
-    """Where in a line things are; ``width`` is the number of its fields."""
+    """Where in a line things are: its time (``stamp``), its value; ``width`` is the number of its fields."""
 
     delimiter: str
     headed: bool
     names: tuple[str, ...]
     width: int
-    time: int | None
+    stamp: int | None
     value: int | None
     others: tuple[int, ...]
 
@@ -112,12 +112,12 @@ def read_table(lines: Iterable[str], *, column: str | None = None) -> Table:
     times, values, zoned, timeless = _columns(rows, layout)
     if not values:
         raise InvalidInput("there is no line of data")
-    known = np.frombuffer(times, dtype=np.float64) if layout.time is not None else None
+    known = np.frombuffer(times, dtype=np.float64) if layout.stamp is not None else None
     kind, unit_s = TimeKind.NONE, None
-    if known is not None and layout.time is not None:
+    if known is not None and layout.stamp is not None:
         kind, unit_s = (TimeKind.ZONED if zoned else TimeKind.LOCAL), 1.0
         if zoned is None:
-            kind, unit_s = _unit(known, layout.names[layout.time])
+            kind, unit_s = _unit(known, layout.names[layout.stamp])
     return Table(
         kind=kind,
         times_R=known * unit_s if known is not None and unit_s is not None else known,
@@ -164,7 +164,7 @@ def _columns(
     """Times; values (1 for an event); whether times that are dates have a zone; lines without a time."""
     times, values, timeless = array("d"), array("d"), 0
     zoned: bool | None = None
-    of_time, of_value = layout.time, layout.value
+    of_time, of_value = layout.stamp, layout.value
     needed = max(k for k in (of_time, of_value) if k is not None) + 1
     for number, row in rows:
         if len(row) < needed:
@@ -254,7 +254,7 @@ def _layout(sample: Sequence[str], column: str | None) -> _Layout:
     value = _value_column(names, values, time, column)
     others = tuple(k for k in values if k != value)
     return _Layout(
-        delimiter=delimiter, headed=headed, names=names, width=width, time=time, value=value, others=others
+        delimiter=delimiter, headed=headed, names=names, width=width, stamp=time, value=value, others=others
     )
 
 
