@@ -85,6 +85,7 @@ def test_counted_steps_have_the_length_they_are_given() -> None:
     assert (read(text).step_s, read(text).step_known) == (1.0, False)
     told = read(text, step_s=300.0)
     assert (told.step_s, told.step_known, len(told.values_T)) == (300.0, True, 20)
+    assert told.start_s is None
 
 
 def test_the_name_of_a_column_of_times_says_its_unit() -> None:
@@ -105,9 +106,24 @@ def test_an_index_without_a_name_is_no_value() -> None:
 
 
 def test_blanks_comments_and_byte_order() -> None:
-    lines = ["# from the scraper", *(f"{1.7e9 + 60 * k:.0f}   {value}" for k, value in enumerate(numbers()))]
-    series = read("\n".join(lines))
+    lines = [
+        "# from the scraper",
+        "",
+        *(f"{1.7e9 + 60 * k:.0f}   {value}" for k, value in enumerate(numbers())),
+    ]
+    series = read("\n".join([*lines[:9], "", *lines[9:]]))
     assert (series.values_T.tolist(), series.step_s) == (numbers(), 60.0)
+
+
+def test_a_column_of_times_need_not_come_first_or_go_up_evenly() -> None:
+    steps = [k for k in range(24) if k not in {3, 9, 10, 17}]
+    series = read("cpu,t\n" + "\n".join(f"{value},{t}" for t, value in zip(steps, numbers(), strict=True)))
+    assert (series.name, len(series.values_T), series.missing) == ("cpu", 24, 4)
+
+
+def test_an_uneven_step_is_not_rounded_away() -> None:
+    assert read(dated(numbers(200), every_s=61.0)).step_s == 61.0
+    assert read(dated(numbers(200), every_s=60.5)).step_s == 60.5
 
 
 # --- columns -------------------------------------------------------------------------------------------
@@ -152,6 +168,11 @@ def test_times_alone_are_events() -> None:
     first = sum((at - stamps[0]).total_seconds() < 10 for at in stamps)
     assert series.values_T[0] == first
     assert "added up in steps of 10 s" in said(series)
+
+
+def test_seconds_since_1970_alone_are_events() -> None:
+    series = read("\n".join(f"{at.timestamp():.3f}" for at in events(500)), step_s=5.0)
+    assert (series.name, series.zoned) == ("events", True)
 
 
 def test_steps_of_events_hold_some_of_them_by_default() -> None:
@@ -313,6 +334,7 @@ def test_a_constant_series_is_said_to_be_one() -> None:
         (dated(numbers()) + "\n2026-03-09\n", "line 22 has 1 field; the first line of data has 2"),
         (dated(numbers()) + "\n3/1/2026 10:00,3\n", "line 22: '3/1/2026 10:00' is neither a number nor"),
         (dated(numbers()) + "\n2026-03-09T00:00:00,3\n", "not written as the times before it"),
+        (dated(numbers()) + "\n9999-12-31T00:00:00+00:00,3\n", "line 22: '9999-12-31T00:00:00"),
         (dated(numbers(), every_s=0.0), "all lines have the same time"),
         (dated([*numbers(9), *[""] * 9]), "9 values are too few"),
         ("name,colour\n" + "a,red\n" * 12, "no column holds numbers"),
