@@ -244,9 +244,8 @@ def _reserved_share(series: Series, peaks: Backtest, h: int) -> float:
     peaks_O, reserved_O = peaks.targets_OH[:, h], peaks.quantiles_OHL[:, h, AT_95]
     lead = peaks.horizon_steps[h]
     windows = (lead, 5 * lead, max(SHORTEST_WINDOW, round(HPA_WINDOW_S / series.step_s)))
-    theirs = moving_maximum(
-        series.values_T, peaks.origins, peaks_O, windows, float((peaks_O <= reserved_O).mean())
-    )
+    covered = float(peaks.coverage_HL[h, AT_95])
+    theirs = moving_maximum(series.values_T, peaks.origins, peaks_O, windows, covered)
     return over_reservation(peaks_O, reserved_O) / theirs if theirs else float("nan")
 
 

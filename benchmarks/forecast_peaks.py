@@ -13,8 +13,8 @@ from forescale.forecast.forecaster import Array
 
 
 def over_reservation(peaks_O: Array, reserved_O: Array) -> float:
-    """Mean of what was reserved and not needed."""
-    return float(np.maximum(0.0, reserved_O - peaks_O).mean())
+    """Mean of what was reserved and not needed, over the peaks that are known."""
+    return float(np.nanmean(np.maximum(0.0, reserved_O - peaks_O)))
 
 
 def moving_maximum(
@@ -26,6 +26,7 @@ def moving_maximum(
     is multiplied or added to; how much by follows from the coverage asked for.
     """
     found: list[float] = []
+    values_T = np.nan_to_num(values_T)  # a missing value reserves nothing
     for window in windows:
         highest_O = np.array([values_T[max(0, origin + 1 - window) : origin + 1].max() for origin in origins])
         added = _least_covering(peaks_O - highest_O, covered)
@@ -37,4 +38,5 @@ def moving_maximum(
 
 def _least_covering(needed_O: Array, covered: float) -> float:
     """The smallest of the needs that is enough for a share of them."""
-    return float(np.sort(needed_O)[max(0, int(np.ceil(covered * len(needed_O) - 1e-9)) - 1)])
+    known = np.sort(needed_O[~np.isnan(needed_O)])
+    return float(known[max(0, int(np.ceil(covered * len(known) - 1e-9)) - 1)])

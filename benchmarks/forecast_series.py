@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
+from forescale.core.errors import InvalidInput
 from forescale.forecast.forecaster import Array
+from forescale.forecast.series import read_series
 
 DAY_S = 86400
 LONGEST = 12_000  # values; longer series are cut to their last ones
@@ -34,25 +36,26 @@ def find_series(folder: Path) -> tuple[Series, ...]:
     """Every demand or utilisation series in a folder; says which files hold none."""
     found: list[Series] = []
     for path in sorted(folder.glob("*.csv")):
-        with path.open(newline="") as file:
-            rows = csv.reader(file)
-            header = tuple(next(rows))
-            read = list(_read(path.stem, header, rows))
-        if not read:
-            print(f"{path.name}: not a series of demand or utilisation, left out")
-        found += read
+        try:
+            found += _read(path.stem, path.read_text(encoding="utf-8").splitlines())
+        except InvalidInput as error:
+            print(f"{path.name} is left out: {error}")
     return tuple(found)
 
 
-def _read(name: str, header: tuple[str, ...], rows: Iterator[list[str]]) -> Iterator[Series]:
+def _read(name: str, lines: Sequence[str]) -> Iterator[Series]:
+    header, *rows = csv.reader(lines)
     match header:
-        case ("t", "y") | ("minute", "requests"):
+        case ["t", "y"] | ["minute", "requests"]:
             values_T = np.array([float(row[1]) for row in rows])
             yield Series(name=name, step_s=_step_s(name), values_T=values_T[-LONGEST:])
-        case ("TIMESTAMP", *_):
-            yield from _per_second(name, list(rows))
+        case ["TIMESTAMP", "ContextTokens", "GeneratedTokens"]:
+            yield from _per_second(name, rows)
+        case ["kind", *_]:
+            raise InvalidInput("availability of spot instances is neither demand nor utilisation")
         case _:
-            return
+            read = read_series(lines)
+            yield Series(name=name, step_s=read.step_s, values_T=read.values_T[-LONGEST:])
 
 
 def _step_s(name: str) -> float:
@@ -72,4 +75,6 @@ def _per_second(name: str, requests: list[list[str]]) -> Iterator[Series]:
     yield Series(
         name=f"{name}_requests", step_s=1.0, values_T=np.bincount(second).astype(np.float64)[-LONGEST:]
     )
-    yield Series(name=f"{name}_tokens", step_s=1.0, values_T=np.bincount(second, tokens).astype(np.float64)[-LONGEST:])
+    yield Series(
+        name=f"{name}_tokens", step_s=1.0, values_T=np.bincount(second, tokens).astype(np.float64)[-LONGEST:]
+    )
