@@ -10,6 +10,7 @@ from forescale import __version__
 from forescale.cli.demo import demo
 from forescale.cli.devices import devices
 from forescale.cli.failure import OneLineErrors
+from forescale.cli.forecast import OptionalPlotFile, forecast
 from forescale.cli.options import examples
 from forescale.cli.plan import plan
 from forescale.cli.profile import profile
@@ -68,4 +69,13 @@ app.command(
         "forescale replay runs/first --policy sudden_gain=0.2 --policy horizon_steps=10",
     )
 )(replay)
+app.command(
+    cls=OptionalPlotFile,
+    epilog=examples(
+        "forescale forecast requests.csv",
+        "forescale forecast requests.csv --step-s 60 --horizon-s 300 --horizon-s 3600 --plot fan.svg",
+        "forescale forecast cpu.csv --column cpu_percent --season-s 86400 --backtest",
+        "forescale forecast access_log.csv --step-s 10 --combine count --json",
+    ),
+)(forecast)
 app.command(epilog=examples("forescale demo", "forescale demo --out demo-output --steps 60"))(demo)

@@ -13,7 +13,7 @@ from forescale.cli.failure import OneLineErrors
 from forescale.cli.main import app
 from forescale.core.errors import InvalidInput, RunFailed
 
-COMMANDS = ["devices", "profile", "plan", "train", "replay"]
+COMMANDS = ["devices", "profile", "plan", "train", "forecast", "replay"]
 
 
 def run(*words: str | Path) -> Result:
@@ -66,6 +66,15 @@ def test_no_command_shows_the_help() -> None:
         (["train", "task.py", "--steps", "3", "--report", "none/report.html"], "there is no folder none"),
         (["train", "task.py", "--steps", "3", "--report", "."], "it is a folder"),
         (["demo", "--steps", "3"], "nothing to see"),
+        (["forecast"], "SERIES.csv"),
+        (["forecast", "missing.csv"], "missing.csv: No such file"),
+        (["forecast", "."], "it is a folder"),
+        (["forecast", "missing.csv", "--step-s", "0"], "give seconds above 0"),
+        (["forecast", "missing.csv", "--horizon-s", "nan"], "give seconds above 0"),
+        (["forecast", "missing.csv", "--season-s", "inf"], "give seconds above 0"),
+        (["forecast", "missing.csv", "--combine", "max"], "sum, mean or count, not max"),
+        (["forecast", "missing.csv", "--plot", "none/fan.svg"], "there is no folder none"),
+        (["forecast", "missing.csv", "--plot=fan.gif"], ".svg, .png, .pdf, not fan.gif"),
     ],
 )
 def test_wrong_command_line(
