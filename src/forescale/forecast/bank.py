@@ -1,41 +1,56 @@
-"""Forecasts of many series at once: members, weighed online, calibrated.
+"""Forecasts of many series at once, all with the same step.
 
-Axes: N = series, H = horizon, L = level, M = point forecast, V = its variant, J = target.
+Axes: N = series, H = horizon, L = level, K = covariate, J = target (horizons, then peaks), M = member.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from forescale.forecast.calibration import AdaptiveShift
-from forescale.forecast.errors import ErrorWindows
+from forescale.core.errors import InvalidInput
+from forescale.forecast.block import Members, SeriesBlock
 from forescale.forecast.forecaster import Array
-from forescale.forecast.history import RecentValues
-from forescale.forecast.members.levels import DampedTrends, RunningMedians, SmoothedLevels
-from forescale.forecast.members.member import Moment, PointMember, Targets
+from forescale.forecast.members.levels import DampedTrend, SmoothedLevels
+from forescale.forecast.members.member import Targets
 from forescale.forecast.members.regression import RidgeRegression
 from forescale.forecast.members.season import Cycles, Seasons
-from forescale.forecast.spread import LocalScale
-from forescale.forecast.waiting import Waiting
-from forescale.forecast.weights import PinballWeights
+from forescale.forecast.peaks import peak_leads, read_peaks
+from forescale.forecast.snapshot import Snapshot, restore, snapshot
 
-KINDS = ("slow", "fast", "root", "level", "const")
-import os
-R = eval(os.environ.get("R", "{}"))
-
-
-def peak_leads(longest):
-    leads = [1]
-    while leads[-1] * 2 < longest:
-        leads.append(leads[-1] * 2)
-    return [*leads, longest] if longest > 1 else leads
+_BLOCK = 256  # series whose arrays are worked on together: they stay in the processor's caches
+_HISTORY = 8192  # values kept of each series, unless its season is longer
+_SEASONS_S = {"hour": 3600.0, "day": 86400.0, "week": 604800.0}
+_SHORTEST = 4  # steps of a season
+_MARGIN = 8  # steps around a season that are looked at
+_SPEEDS = (1.0, 0.6, 0.3, 0.12, 0.05, 0.02, 0.005)
+_STEADY = ("last", "ewma_0.12", "ewma_0.02", "ridge")
+_LARGEST = 1e30
 
 
 class ForecasterBank:
-    learned = ("_step", "_seen_N", "_history", "_local", "_anchor_NRA", "_observed_NR", "_points", "_mixed", "_issued",
-               "_errors", "_weights", "_shift", "members", "_stale")
+    """Online quantile forecasts of N series, of values to come and of peaks over lead times.
+
+    Args:
+        series: N.
+        step_s: seconds between values.
+        horizon_steps: how many steps ahead.
+        levels: quantile levels in (0, 1), ascending.
+        season_steps: length of a season; None for a day. An hour, a week, and cycles that the values
+            show by themselves are looked for, too.
+        lower: what no value falls below; None where there is no such bound.
+        covariates: names of known facts about a step; update and predict take them in this order.
+
+    Attributes:
+        member_names: whose weights `weights` tells.
+
+    Raises:
+        InvalidInput: of an argument out of range.
+    """
+
+    learned = ("_blocks",)
 
     def __init__(
         self,
@@ -45,135 +60,161 @@ class ForecasterBank:
         levels: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99),
         season_steps: int | None = None,
         lower: float | None = 0.0,
-        variants=None,
+        *,
+        covariates: Sequence[str] = (),
     ) -> None:
-        if season_steps is None:
-            season_steps = round(86400 / step_s)
+        _check(series, step_s, horizon_steps, levels, season_steps)
+        self._series = series
         self._step_s = step_s
+        self._horizon_steps = tuple(horizon_steps)
+        self._levels = tuple(float(level) for level in levels)
+        self._covariates = tuple(covariates)
+        self._season_steps = season_steps
         self._lower = lower
-        self._levels_L = np.asarray(levels)
-        self.horizons = len(horizon_steps)
-        peaks = peak_leads(max(horizon_steps)) if R.get("peaks", 1) else []
-        self._targets = targets = Targets(
-            lead_steps_J=np.array([*horizon_steps, *peaks]), peak_J=np.array([False] * self.horizons + [True] * len(peaks))
+        self._leads = peak_leads(horizon_steps)
+        leads_J = np.array([*horizon_steps, *self._leads], dtype=np.int64)
+        self._targets = Targets(lead_steps_J=leads_J, peak_J=np.arange(len(leads_J)) >= len(horizon_steps))
+        sizes = [min(_BLOCK, series - begin) for begin in range(0, series, _BLOCK)]
+        members = [self._members(size) for size in sizes]
+        self.member_names = members[0].names
+        self._blocks = tuple(self._block(size, each) for size, each in zip(sizes, members, strict=True))
+
+    def update(self, values_N: Array, covariates_NK: Array | None = None) -> None:
+        """Take the next value of every series; NaN or infinite where it is missing.
+
+        Raises:
+            InvalidInput: another number of values or covariates than was agreed.
+        """
+        values_N = np.asarray(values_N, dtype=np.float64)
+        _check_shape("values", values_N, (self._series,))
+        observed_N = np.where(np.isfinite(values_N), values_N.clip(-_LARGEST, _LARGEST), np.nan)
+        shape = (self._series, len(self._covariates))
+        told_NK = np.full(shape, np.nan) if covariates_NK is None else np.asarray(covariates_NK, dtype=np.float64)
+        _check_shape("covariates", told_NK, shape)
+        for block, rows in self._rows():
+            block.update(observed_N[rows], told_NK[rows])
+
+    def predict(self, covariates_NHK: Array | None = None) -> Array:
+        """quantiles_NHL of the values to come: ascending along L, never NaN, never below ``lower``.
+
+        ``covariates_NHK`` are those of the steps forecast; of shape NK, they hold for all horizons.
+
+        Raises:
+            InvalidInput: other covariates than were agreed.
+        """
+        return self._forecast(covariates_NHK)[:, : len(self._horizon_steps)]
+
+    def predict_peak(
+        self, lead_s: float, levels: Sequence[float] | None = None, covariates_NHK: Array | None = None
+    ) -> Array:
+        """quantiles_NL of the largest value within the next ``lead_s``; at the bank's levels by default.
+
+        Raises:
+            InvalidInput: ``lead_s`` reaches beyond the longest horizon, or a level is not in (0, 1).
+        """
+        peaks_NL = read_peaks(
+            self._forecast(covariates_NHK)[:, len(self._horizon_steps) :],
+            leads=self._leads,
+            lead_steps=lead_s / self._step_s,
+            known_levels=self._levels,
+            levels=self._levels if levels is None else levels,
         )
-        seasons = {n: round(s / step_s) for n, s in (("hour", 3600), ("day", 86400), ("week", 604800))}
-        capacity = R.get("capacity", 12000)
-        seasons = {n: p for n, p in seasons.items() if 4 <= p and p + 100 < capacity}
-        self._depth = max(horizon_steps) + 1
-        self._step = 0
-        self._seen_N = np.zeros(series)
-        self._history = RecentValues(series, capacity)
-        self._local = LocalScale(series)
-        self._anchor_NRA = np.full((series, self._depth, 4), np.nan)  # level, scale, fast, size
-        self._observed_NR = np.full((series, self._depth), np.nan)
-        self.members: list[PointMember] = [
-            SmoothedLevels(series, targets, weights=(1.0, 0.6, 0.3, 0.12, 0.05, 0.02, 0.005)),
-            DampedTrends(series, targets),
-            *[Seasons(series, targets, name=n, period_steps=p) for n, p in seasons.items()],
-            Cycles(series, targets),
-            RidgeRegression(series, targets, season_steps=season_steps),
-        ]
-        self.point_names = [name for member in self.members for name in member.names]
-        variants = variants or R.get("variants") or [(n, k) for n in self.point_names for k in R.get("kinds", ("slow", "root"))]
-        self.names = ["/".join(v) for v in variants]
-        self._point_V = np.array([self.point_names.index(n) for n, _ in variants])
-        self._kind_V = np.array([KINDS.index(k) for _, k in variants])
-        J, L, V = len(targets.lead_steps_J), len(levels), len(variants)
-        self._points = Waiting(series, targets, (len(self.point_names),))
-        self._mixed = Waiting(series, targets, (L,))
-        self._issued = Waiting(series, targets, (L,))
-        self._errors = ErrorWindows(series, V, targets, self._levels_L, window=R.get("W", 128), density=R.get("density", 8))
-        self._weights = PinballWeights((series, V, J, L), self._levels_L, decay=R.get("decay", .997), rate=R.get("rate", 30.), patience=R.get("patience", 20.))
-        self._shift = AdaptiveShift((series, J, L), self._levels_L, targets)
-        self._stale = False
-        self._final_NJL = np.zeros((series, J, L))
+        return peaks_NL if self._lower is None else np.maximum(peaks_NL, self._lower)
 
-    def update(self, values_N, covariates_NK=None):
-        if self._stale:
-            self._forecast()
-        observed_N = np.where(np.isfinite(values_N), values_N, np.nan)
-        self._step += 1
-        first_N = (self._seen_N == 0) & np.isfinite(observed_N)
-        self._seen_N = self._seen_N + np.isfinite(observed_N)
-        seen_N = np.maximum(self._seen_N, 1.0)
-        values_N = np.where(np.isfinite(observed_N), observed_N, self._local.level_N)
-        self._history.append(values_N, first_N)
-        self._observed_NR[:, self._step % self._depth] = observed_N
-        due_NJ, anchor_NJA = self._due()
-        self._learn(due_NJ, anchor_NJA)
-        self._local.update(observed_N, seen_N)
-        now = Moment(step=self._step, seen_N=seen_N, observed_N=observed_N, values_N=values_N, level_N=self._local.level_N,
-                     scale_N=self._local.scale_N, due_NJ=due_NJ, history=self._history, covariates_NK=covariates_NK)
-        self._anchor_NRA[:, self._step % self._depth] = np.stack(
-            (now.level_N, now.scale_N, self._local.fast_N, self._local.size_N), axis=1)
-        for member in self.members:
-            member.update(now)
-        self._now = now
-        self._stale = True
+    def weights(self) -> Array:
+        """weights_NMHL of the members: how much each counts, summing to 1 along M."""
+        weights_NMJL = np.concatenate([block.weights_NMJL for block in self._blocks])
+        return weights_NMJL[:, :, : len(self._horizon_steps)].astype(np.float64)
 
-    def _due(self):
-        leads_J = self._targets.lead_steps_J
-        anchor_NJA = self._anchor_NRA[:, (self._step - leads_J) % self._depth]
-        recent_NR = self._observed_NR[:, (self._step - np.arange(self._depth - 1)) % self._depth]
-        peak_NR = np.fmax.accumulate(recent_NR, axis=1)
-        target_NJ = np.where(self._targets.peak_J, peak_NR[:, leads_J - 1], recent_NR[:, :1])
-        return (target_NJ - anchor_NJA[..., 0]) / anchor_NJA[..., 1], anchor_NJA
+    def state(self) -> dict[str, Any]:
+        """A snapshot, arrays in nested dictionaries, that later updates do not change."""
+        return snapshot(self)
 
-    def _spread(self, points_NVJ, anchor_NJA):
-        level, scale, fast, size = (anchor_NJA[:, None, :, i] for i in range(4))
-        size = size + 0.1 * scale
-        out = np.ones(points_NVJ.shape, dtype=np.float32)
-        c = np.abs(level + points_NVJ * scale)
-        for k, kind in enumerate(KINDS):
-            v = np.flatnonzero(self._kind_V == k)
-            if not len(v) or kind == "slow":
-                continue
-            if kind == "fast":
-                out[:, v] = fast / scale
-            elif kind == "root":
-                out[:, v] = np.sqrt((c[:, v] + 0.1 * size) * size) / scale
-            elif kind == "level":
-                out[:, v] = (c[:, v] + 0.1 * size) / scale
-            else:
-                out[:, v] = size / scale
-        return out
+    def restore(self, state: Snapshot) -> None:
+        """Go on from a snapshot of a bank constructed with the same arguments.
 
-    def _learn(self, due_NJ, anchor_NJA):
-        due_NJ = due_NJ.astype(np.float32)
-        points_NVJ = self._points.due(self._step)[:, :, self._point_V].swapaxes(1, 2)
-        spread_NVJ = self._spread(points_NVJ, anchor_NJA)
-        error_NVJ = due_NJ[:, None] - points_NVJ
-        over_NVJL = error_NVJ[..., None] - spread_NVJ[..., None] * self._errors.quantiles_NVJL
-        self._weights.learn(over_NVJL, anchor_NJA[..., 1])
-        self._shift.learn(due_NJ, self._mixed.due(self._step), self._issued.due(self._step), self._step, anchor_NJA[..., 1])
-        floor_NJ = (0.1 * self._local.scale_N[:, None] / anchor_NJA[..., 1]).astype(np.float32)
-        self._errors.append((error_NVJ / np.maximum(spread_NVJ, floor_NJ[:, None])).clip(-R.get("clip", 50), R.get("clip", 50)), self._step)
+        Raises:
+            InvalidInput: it was constructed with others.
+        """
+        restore(self, state)
 
-    def _forecast(self, upcoming=None):
-        now = self._now
-        points_NMJ = np.concatenate([m.points_NMJ(now, upcoming) for m in self.members], axis=1)
-        points_NMJ = (points_NMJ - now.level_N[:, None, None]) / now.scale_N[:, None, None]
-        points_NMJ = points_NMJ.clip(-1e6, 1e6).astype(np.float32)
-        self._points.put(self._step, points_NMJ.swapaxes(1, 2))
-        anchor_NJA = np.broadcast_to(self._anchor_NRA[:, None, self._step % self._depth], (len(points_NMJ), points_NMJ.shape[2], 4))
-        points_NVJ = points_NMJ[:, self._point_V]
-        quantiles_NVJL = points_NVJ[..., None] + self._spread(points_NVJ, anchor_NJA)[..., None] * self._errors.quantiles_NVJL
-        mixed_NJL = np.sort(np.einsum("nvjl,nvjl->njl", self._weights.weights_NVJL, quantiles_NVJL), axis=-1)
-        issued_NJL = np.sort(self._shift.shifted(mixed_NJL, anchor_NJA[..., 1]), axis=-1)
-        self._mixed.put(self._step, mixed_NJL)
-        final_NJL = now.level_N[:, None, None] + issued_NJL * now.scale_N[:, None, None]
-        if self._lower is not None:
-            final_NJL = np.maximum(final_NJL, self._lower)
-        self._issued.put(self._step, (final_NJL - now.level_N[:, None, None]) / now.scale_N[:, None, None])
-        self._final_NJL = final_NJL
-        self._stale = False
+    def _forecast(self, covariates: Array | None) -> Array:
+        if covariates is None:
+            return np.concatenate([block.forecast(None) for block in self._blocks])
+        told = np.asarray(covariates, dtype=np.float64)
+        if told.ndim == 2:
+            told = np.repeat(told[:, None], len(self._horizon_steps), axis=1)
+        _check_shape("covariates", told, (self._series, len(self._horizon_steps), len(self._covariates)))
+        # Peaks go by the covariates of the nearest horizon.
+        away_JH = np.abs(np.subtract.outer(self._targets.lead_steps_J, self._horizon_steps))
+        upcoming_NJK = told[:, away_JH.argmin(axis=1)]
+        return np.concatenate([block.forecast(upcoming_NJK[rows]) for block, rows in self._rows()])
 
-    def predict(self, covariates=None):
-        if self._stale:
-            self._forecast()
-        return self._final_NJL[:, : self.horizons]
+    def _rows(self) -> list[tuple[SeriesBlock, slice]]:
+        return [(block, slice(b * _BLOCK, (b + 1) * _BLOCK)) for b, block in enumerate(self._blocks)]
 
-    def peaks(self):
-        self.predict()
-        return self._final_NJL[:, self.horizons:]
+    def _block(self, series: int, members: Members) -> SeriesBlock:
+        return SeriesBlock(
+            series,
+            self._targets,
+            np.asarray(self._levels),
+            members=members,
+            capacity=self._capacity,
+            covariates=len(self._covariates),
+            lower=self._lower,
+        )
+
+    @property
+    def _capacity(self) -> int:
+        return max(_HISTORY, (self._season_steps or 0) + max(self._horizon_steps) + _MARGIN)
+
+    def _seasons(self, series: int) -> dict[str, Seasons]:
+        """Those that are short enough to be remembered, by name."""
+        periods = {name: round(season_s / self._step_s) for name, season_s in _SEASONS_S.items()}
+        if self._season_steps is not None:
+            periods["day"] = self._season_steps
+        longest = self._capacity - max(self._horizon_steps) - _MARGIN
+        return {
+            name: Seasons(series, self._targets, name=name, period_steps=steps)
+            for name, steps in periods.items()
+            if _SHORTEST <= steps <= longest
+        }
+
+    def _members(self, series: int) -> Members:
+        seasons = self._seasons(series)
+        cycles = Cycles(series, self._targets)
+        regressed = (*(season for name, season in seasons.items() if name == "day"), cycles)
+        ridges = [RidgeRegression(series, self._targets, seasons=regressed)]
+        if self._covariates:
+            known = len(self._covariates)
+            ridges.append(RidgeRegression(series, self._targets, seasons=regressed, covariates=known))
+        return Members(
+            points=(
+                SmoothedLevels(series, self._targets, weights=_SPEEDS),
+                DampedTrend(series, self._targets),
+                *seasons.values(),
+                cycles,
+                *ridges,
+            ),
+            steady=_STEADY,
+        )
+
+
+def _check_shape(what: str, array: Array, shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise InvalidInput(f"got {what} of shape {array.shape}; this bank takes {shape}")
+
+
+def _check(
+    series: int, step_s: float, horizon_steps: Sequence[int], levels: Sequence[float], season_steps: int | None
+) -> None:
+    if series < 1:
+        raise InvalidInput(f"a bank needs at least 1 series, not {series}")
+    if not 0.0 < step_s < float("inf"):
+        raise InvalidInput(f"step_s must be positive, not {step_s}")
+    if not horizon_steps or min(horizon_steps) < 1:
+        raise InvalidInput("horizon_steps must be whole numbers of steps, at least 1")
+    if not levels or not all(0.0 < level < 1.0 for level in levels) or sorted(set(levels)) != list(levels):
+        raise InvalidInput("levels must lie between 0 and 1 and ascend")
+    if season_steps is not None and season_steps < 1:
+        raise InvalidInput(f"a season must last at least 1 step, not {season_steps}")

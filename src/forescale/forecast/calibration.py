@@ -1,32 +1,76 @@
-"""calib"""
+"""Upper quantiles that cover as often as they say, whatever the series does.
+
+Each quantile is read at a level of its own, moved up a little after every miss and down after every hit so
+that the share of misses tends to the wanted one without any assumption about the series: adaptive conformal
+inference (Gibbs and Candès, "Adaptive conformal inference under distribution shift", NeurIPS 2021), as
+quantile tracking (Angelopoulos, Candès and Tibshirani, "Conformal PID control for time series prediction",
+NeurIPS 2023). Levels are moved in normal scores, in which the tail goes on beyond the highest level.
+
+Axes: N = series, J = target, L = level.
+"""
+
 from __future__ import annotations
 
 from statistics import NormalDist
+
 import numpy as np
-import os
-R = eval(os.environ.get("R", "{}"))
+
+from forescale.forecast.forecaster import Array
+from forescale.forecast.members.member import SmallArray, Targets
+
+_RATE = 0.01  # normal scores per miss of a median, one step ahead
+_UPPER = 0.9  # lower levels are not moved: what they lose is little
+_LEAD_POWER = 0.3  # misses of longer leads come in runs and tell less each
+_TAIL_POWER = 0.4  # misses of higher levels are rarer and tell more each
+_FARTHEST = 3.0
 
 
-class AdaptiveShift:
-    """Quantile tracking in units of the forecast's own loss."""
+class AdaptiveLevels:
+    """Moves the levels that quantiles are read at.
 
-    learned = ("_shift_NJL", "_unit_NJ", "_count_NJ")
+    Args:
+        series: N.
+        targets: J of them.
+        levels_L: quantile levels, ascending.
+    """
 
-    def __init__(self, shape, levels_L, targets):
-        self._levels_L = levels_L.astype(np.float32)
-        self._z_L = np.array([NormalDist().inv_cdf(t) for t in levels_L], dtype=np.float32)
-        self._shift_NJL = np.zeros(shape, dtype=np.float32)  # in z
-        lr = R.get("lr", 0.03)
-        up = np.where(levels_L >= R.get("from", 0.0), 1.0, 0.0)
-        self._rate_JL = (lr / targets.lead_steps_J ** R.get("lrpow", .5))[:, None] * up / (np.minimum(levels_L, 1 - levels_L)) ** R.get("taupow", .5)
+    learned = ("_moved_NJL",)
 
-    def learn(self, due_NJ, mixed_NJL, issued_NJL, step, scale_NJ):
+    def __init__(self, series: int, targets: Targets, levels_L: Array) -> None:
+        leads_J = targets.lead_steps_J.astype(np.float64)
+        self._levels_L = levels_L
+        self._scores_L = scores(levels_L)
+        tail_L = np.where(levels_L >= _UPPER, (1.0 - levels_L) ** -_TAIL_POWER, 0.0)
+        self._rate_JL = _RATE * tail_L * leads_J[:, None] ** -_LEAD_POWER
+        # Few independent errors are known of long leads, so tails begin a little wider.
+        wide_L = np.where(levels_L >= _UPPER, 0.002 / (1.0 - levels_L), 0.0)
+        wide_J = 1.0 + np.where(targets.peak_J, np.log(leads_J) / 2.0, 0.0)
+        self._moved_NJL = np.broadcast_to(wide_J[:, None] * wide_L, (series, len(leads_J), len(levels_L))).copy()
+
+    def learn(self, due_NJ: Array, issued_NJL: SmallArray) -> None:
+        """Take targets and what was issued for them; NaN where either is unknown."""
         known_NJ = np.isfinite(due_NJ) & np.isfinite(issued_NJL[..., 0])
-        miss_NJL = (due_NJ[..., None] > issued_NJL).astype(np.float32)
-        self._shift_NJL += np.where(known_NJ[..., None], self._rate_JL * (miss_NJL - (1 - self._levels_L)), 0.0)
+        missed_NJL = due_NJ[..., None] > issued_NJL
+        move_NJL = self._rate_JL * (missed_NJL - (1.0 - self._levels_L))
+        self._moved_NJL += np.where(known_NJ[..., None], move_NJL, 0.0)
+        np.clip(self._moved_NJL, -_FARTHEST, _FARTHEST, out=self._moved_NJL)
 
-    def shifted(self, mixed_NJL, scale_NJ):
-        z = self._z_L; zz = z + self._shift_NJL
-        i = np.clip(np.searchsorted(z, zz) , 1, len(z) - 1)
-        lo = np.take_along_axis(mixed_NJL, i - 1, axis=-1); hi = np.take_along_axis(mixed_NJL, i, axis=-1)
-        return lo + (hi - lo) * (zz - z[i - 1]) / (z[i] - z[i - 1])
+    def read(self, quantiles_NJL: Array) -> Array:
+        """The quantiles at the moved levels, ascending along L."""
+        if len(self._levels_L) == 1:  # no shape to read anything from
+            return quantiles_NJL
+        return np.sort(read_at(quantiles_NJL, self._scores_L, self._scores_L + self._moved_NJL), axis=-1)
+
+
+def scores(levels_L: Array) -> Array:
+    """Normal scores of levels."""
+    return np.array([NormalDist().inv_cdf(float(level)) for level in levels_L])
+
+
+def read_at(quantiles_XL: Array, scores_L: Array, wanted_XK: Array) -> Array:
+    """Quantiles at other normal scores, on straight lines between and beyond those known."""
+    above_XK = np.searchsorted(scores_L, wanted_XK).clip(1, len(scores_L) - 1)
+    low_XK = np.take_along_axis(quantiles_XL, above_XK - 1, axis=-1)
+    high_XK = np.take_along_axis(quantiles_XL, above_XK, axis=-1)
+    share_XK = (wanted_XK - scores_L[above_XK - 1]) / (scores_L[above_XK] - scores_L[above_XK - 1])
+    return low_XK + share_XK * (high_XK - low_XK)

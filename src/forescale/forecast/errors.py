@@ -1,6 +1,6 @@
 """Quantiles of past errors, from a window of them for each forecast and target.
 
-Axes: N = series, V = variant of a forecast, J = target, L = level, W = window.
+Axes: N = series, M = forecast, J = target, L = level, W = window.
 """
 
 from __future__ import annotations
@@ -11,50 +11,58 @@ import numpy.typing as npt
 from forescale.forecast.forecaster import Array
 from forescale.forecast.members.member import SmallArray, Targets
 
-_FIRST_Z = (-1.6, -0.8, -0.3, 0.0, 0.3, 0.8, 1.6)
+# Errors to start with, in spreads: about those of a Gaussian. Real ones take their places.
+_FIRST = np.array([-1.6, -0.8, -0.3, 0.0, 0.3, 0.8, 1.6])
+_DENSITY = 8  # errors kept per lead time
+_LARGEST = 50.0  # spreads; what is beyond (a burst after idleness) says nothing about sizes
 
 
 class ErrorWindows:
-    """The last errors and their empirical quantiles, with the (n + 1) rank.
+    """The last errors and their empirical quantiles, with the (n + 1) rank of exchangeable ones.
 
     Errors of long leads overlap, so only every few steps one is kept: the window reaches further back.
 
     Args:
-        series, variants: N, V.
+        series, forecasts: N, M.
         targets: J of them.
         levels_L: quantile levels.
-        window: W.
+        window: W, errors kept.
+
+    Attributes:
+        quantiles_NMJL: of the errors, in the unit they were given in.
     """
 
-    learned = ("_errors_NVJW", "quantiles_NVJL")
+    learned = ("_errors_NMJW", "quantiles_NMJL")
 
     def __init__(
-        self, series: int, variants: int, targets: Targets, levels_L: Array, *, window: int, density: int = 8
+        self, series: int, forecasts: int, targets: Targets, levels_L: Array, *, window: int = 128
     ) -> None:
         leads_J = targets.lead_steps_J
+        shape = (series, forecasts, len(leads_J))
         self._levels_L = levels_L
         self._window = window
-        self._stride_J = np.maximum(leads_J // density, 1)
-        self._errors_NVJW = np.full((series, variants, len(leads_J), window), np.nan, dtype=np.float32)
-        self._errors_NVJW[..., : len(_FIRST_Z)] = (
-            np.asarray(_FIRST_Z)[None, :] * np.minimum(leads_J[:, None], 16) ** 0.25
-        )
-        self.quantiles_NVJL = np.zeros((series, variants, len(leads_J), len(levels_L)), dtype=np.float32)
+        self._stride_J = np.maximum(leads_J // _DENSITY, 1)
+        self._errors_NMJW = np.full((*shape, window), np.nan, dtype=np.float16)
+        self._errors_NMJW[..., : len(_FIRST)] = _FIRST * np.minimum(leads_J[:, None], 16) ** 0.25
+        self.quantiles_NMJL = np.zeros((*shape, len(levels_L)), dtype=np.float32)
         self._refresh(np.arange(len(leads_J)))
 
-    def append(self, errors_NVJ: SmallArray, step: int) -> None:
+    def append(self, errors_NMJ: SmallArray, step: int) -> None:
         """Take the errors that became known at ``step``, NaN where there are none."""
         due_J = np.flatnonzero(step % self._stride_J == 0)
-        place_J = (step // self._stride_J[due_J] + len(_FIRST_Z)) % self._window
-        self._errors_NVJW[:, :, due_J, place_J] = errors_NVJ[:, :, due_J]
+        place_J = (step // self._stride_J[due_J] + len(_FIRST)) % self._window
+        self._errors_NMJW[:, :, due_J, place_J] = errors_NMJ[:, :, due_J].clip(-_LARGEST, _LARGEST)
         self._refresh(due_J)
 
     def _refresh(self, due_J: npt.NDArray[np.int64]) -> None:
-        sorted_NVJW = np.sort(self._errors_NVJW[:, :, due_J], axis=-1)
-        known_NVJ = self._window - np.isnan(sorted_NVJW).sum(axis=-1)
-        rank_NVJL = (self._levels_L * (known_NVJ[..., None] + 1) - 1.0).clip(0.0, known_NVJ[..., None] - 1.0)
-        below_NVJL = rank_NVJL.astype(np.int64)
-        above_NVJL = np.minimum(below_NVJL + 1, known_NVJ[..., None] - 1)
-        low_NVJL = np.take_along_axis(sorted_NVJW, below_NVJL, axis=-1)
-        high_NVJL = np.take_along_axis(sorted_NVJW, above_NVJL, axis=-1)
-        self.quantiles_NVJL[:, :, due_J] = low_NVJL + (rank_NVJL - below_NVJL) * (high_NVJL - low_NVJL)
+        sorted_NMJW = np.sort(self._errors_NMJW[:, :, due_J].astype(np.float32), axis=-1)  # NaN last
+        last_NMJ1 = (self._window - 1 - np.isnan(sorted_NMJW).sum(axis=-1))[..., None].clip(0)
+        rank_NMJL = (self._levels_L * (last_NMJ1 + 2) - 1.0).clip(0.0, last_NMJ1)
+        below_NMJL = rank_NMJL.astype(np.int64)
+        low_NMJL = np.take_along_axis(sorted_NMJW, below_NMJL, axis=-1)
+        high_NMJL = np.take_along_axis(sorted_NMJW, np.minimum(below_NMJL + 1, last_NMJ1), axis=-1)
+        quantiles_NMJL = low_NMJL + (rank_NMJL - below_NMJL) * (high_NMJL - low_NMJL)
+        # Where all are missing (a gap as long as the window) the last known quantiles stay.
+        self.quantiles_NMJL[:, :, due_J] = np.where(
+            np.isnan(quantiles_NMJL), self.quantiles_NMJL[:, :, due_J], quantiles_NMJL
+        )

@@ -28,12 +28,13 @@ class Waiting:
         self._begin_J = np.cumsum(leads_J) - leads_J
         self._ring_NRD = np.full((series, int(leads_J.sum()), *facts), np.nan, dtype=np.float32)
 
-    def due(self, step: int) -> SmallArray:
-        """What was put at ``step - lead``, NaN where nothing was; valid until the next `put`."""
-        return self._ring_NRD[:, self._places(step)]
-
     def put(self, step: int, facts_NJD: npt.NDArray[np.floating]) -> None:
+        """Keep the facts of ``step`` for as many steps as each lead is long."""
         self._ring_NRD[:, self._places(step)] = facts_NJD
+
+    def due(self, step: int) -> SmallArray:
+        """facts_NJD put at ``step - lead``, NaN where nothing was; those of ``step`` itself once put."""
+        return self._ring_NRD[:, self._places(step)]
 
     def _places(self, step: int) -> npt.NDArray[np.int64]:
         return self._begin_J + step % self._leads_J

@@ -1,8 +1,8 @@
 """Members that expect a series to stay where it is, or to go on as it goes.
 
-Simple exponential smoothing at several speeds (Brown 1956), last of which is the last value; Holt's
-linear trend, damped (Gardner & McKenzie, "Forecasting trends in time series", Management Science, 1985);
-medians of the last values.
+Simple exponential smoothing at several speeds (Brown, "Exponential smoothing for predicting demand", 1956),
+the fastest of which is the last value; Holt's linear trend, damped (Gardner and McKenzie, "Forecasting
+trends in time series", Management Science, 1985).
 
 Axes: N = series, M = forecasts of the family, J = target, A = smoothing weight.
 """
@@ -34,72 +34,49 @@ class SmoothedLevels:
 
     def update(self, now: Moment) -> None:
         # The plain mean of the first values, until the smoothing's own memory is full.
-        weights_A = np.maximum(self._weights_A, 1.0 / now.seen_N[:, None])
-        self._level_NA += weights_A * (now.values_N[:, None] - self._level_NA)
+        weights_NA = np.maximum(self._weights_A, 1.0 / now.seen_N[:, None])
+        self._level_NA += weights_NA * (now.values_N[:, None] - self._level_NA)
 
     def points_NMJ(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:  # noqa: ARG002
         return np.broadcast_to(self._level_NA[:, :, None], (*self._level_NA.shape, self._columns))
 
 
-class DampedTrends:
+class DampedTrend:
     """Holt's linear trend, damped.
 
     Args:
         series: N.
         targets: what is forecast.
-        weights: pairs of smoothing weights, of level and of trend.
+        level_weight, trend_weight: of the newest value in the level, and of its error in the trend.
         damping: factor of the trend per step.
     """
 
-    learned = ("_level_NM", "_trend_NM")
+    names = ("holt",)
+    learned = ("_level_N", "_trend_N")
 
     def __init__(
         self,
         series: int,
         targets: Targets,
         *,
-        weights: tuple[tuple[float, float], ...] = ((0.5, 0.1), (0.15, 0.02)),
-        damping: tuple[float, ...] = (0.9, 0.97),
+        level_weight: float = 0.3,
+        trend_weight: float = 0.05,
+        damping: float = 0.95,
     ) -> None:
-        self.names = tuple(f"holt_{level:g}" for level, _ in weights)
-        self._level_weight_M, self._trend_weight_M = np.asarray(weights).T
-        self._damping_M = np.asarray(damping)
-        damping_MJ = self._damping_M[:, None] ** targets.lead_steps_J
-        self._reach_MJ = self._damping_M[:, None] * (1.0 - damping_MJ) / (1.0 - self._damping_M[:, None])
-        self._level_NM = np.zeros((series, len(weights)))
-        self._trend_NM = np.zeros((series, len(weights)))
+        self._level_weight = level_weight
+        self._trend_weight = trend_weight
+        self._damping = damping
+        self._reach_J = damping * (1.0 - damping**targets.lead_steps_J) / (1.0 - damping)
+        self._level_N = np.zeros(series)
+        self._trend_N = np.zeros(series)
 
     def update(self, now: Moment) -> None:
-        expected_NM = self._level_NM + self._damping_M * self._trend_NM
-        error_NM = now.values_N[:, None] - expected_NM
-        self._level_NM = expected_NM + np.maximum(self._level_weight_M, 1.0 / now.seen_N[:, None]) * error_NM
+        expected_N = self._level_N + self._damping * self._trend_N
+        error_N = now.values_N - expected_N
+        self._level_N = expected_N + np.maximum(self._level_weight, 1.0 / now.seen_N) * error_N
         # The first error is the level itself, the second that of a level of one value.
-        error_NM *= (now.seen_N > 2)[:, None]
-        self._trend_NM = self._damping_M * self._trend_NM + self._trend_weight_M * error_NM
+        trend_error_N = np.where(now.seen_N > 2, error_N, 0.0)
+        self._trend_N = self._damping * self._trend_N + self._trend_weight * trend_error_N
 
     def points_NMJ(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:  # noqa: ARG002
-        return self._level_NM[:, :, None] + self._trend_NM[:, :, None] * self._reach_MJ
-
-
-class RunningMedians:
-    """Medians of the last values.
-
-    Args:
-        series: N.
-        targets: what is forecast.
-        windows: how many values.
-    """
-
-    learned = ()
-
-    def __init__(self, series: int, targets: Targets, *, windows: tuple[int, ...]) -> None:  # noqa: ARG002
-        self.names = tuple(f"median_{window}" for window in windows)
-        self._windows = windows
-        self._columns = len(targets.lead_steps_J)
-
-    def update(self, now: Moment) -> None:
-        pass
-
-    def points_NMJ(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:  # noqa: ARG002
-        medians_NM = np.stack([np.median(now.history.last(window), axis=1) for window in self._windows], axis=1)
-        return np.broadcast_to(medians_NM[:, :, None], (*medians_NM.shape, self._columns))
+        return (self._level_N[:, None] + self._trend_N[:, None] * self._reach_J)[:, None, :]

@@ -1,6 +1,7 @@
 """Members that expect a series to repeat what it did a season ago.
 
-Axes: N = series, M = forecasts of the family, J = target, P = past seasons, W = neighbouring steps.
+Axes: N = series, M = forecasts of the family, J = target, P = past seasons, W = steps near a place, T = time,
+F = frequency.
 """
 
 from __future__ import annotations
@@ -12,87 +13,106 @@ from forescale.forecast.forecaster import Array
 from forescale.forecast.members.member import Moment, Targets
 
 _SEASONS = 4  # past ones that are averaged
-_WIDTH = 12
+_WIDTH = 12  # steps looked at of a longer stretch
+_WAYS = ("naive", "mean", "plus", "times")
+_RATIO = 5.0  # by which levels of two seasons may differ
+
+_SEARCH_STEPS = 2048  # values in which a cycle is looked for
+_SEARCH_EVERY = 64
+_ALIKE = 0.1  # autocorrelation below which values are no mere neighbours any more
+_CYCLIC = 0.2  # above which a lag is a cycle
 
 
 class Seasons:
-    """The values at the same place of past seasons: the last, their mean, and both moved to today's level.
+    """The values at the same place of past seasons: the last, their mean, and that moved to today's level.
 
-    Until a season has passed, all of them are the present level.
+    Moved by the difference of the levels ("plus") and by their ratio ("times"). Of a peak, the largest value
+    of those steps is taken. Until a season has passed, all of them are the present level.
 
     Args:
         series: N.
         targets: what is forecast.
         name: of the season.
         period_steps: its length.
+
+    Attributes:
+        here_N: mean of the past seasons at the present step.
     """
 
-    learned: tuple[str, ...] = ()
+    learned: tuple[str, ...] = ("_points_NMJ", "here_N")
 
     def __init__(self, series: int, targets: Targets, *, name: str, period_steps: int) -> None:
-        self.names = tuple(f"{name}_{way}" for way in ("naive", "mean", "plus", "times"))
+        self.names = tuple(f"{name}_{way}" for way in _WAYS)
         self._leads_J = targets.lead_steps_J
         self._peak_J = targets.peak_J
-        # Peaks are taken over all their steps (some, if they are many), values over two neighbours.
         first_J = np.where(targets.peak_J, 1 - targets.lead_steps_J, -1)
         last_J = np.where(targets.peak_J, 0, 1)
-        self._around_JW = np.rint(np.linspace(first_J, last_J, _WIDTH, axis=1)).astype(np.int64)
+        self._near_JW = np.rint(np.linspace(first_J, last_J, _WIDTH, axis=1)).astype(np.int64)
         self._level_W = np.unique(np.linspace(0, max(period_steps // 8, 3), 8).astype(np.int64))
         self._period_N = np.full(series, period_steps)
+        self._points_NMJ = np.zeros((series, len(_WAYS), len(self._leads_J)))
+        self.here_N = np.zeros(series)
+
+    @property
+    def mean_NJ(self) -> Array:
+        """Mean of the past seasons at the targets."""
+        return self._points_NMJ[:, 1]
 
     def update(self, now: Moment) -> None:
-        pass
+        known_N = (self._period_N > 0) & (now.history.steps > self._period_N + 2)
+        self._points_NMJ[:] = now.level_N[:, None, None]
+        self.here_N = now.level_N.copy()
+        if known_N.any():
+            points_NMJ, here_N = self._repeated(now, np.where(known_N, self._period_N, 1))
+            self._points_NMJ[known_N] = points_NMJ[known_N]
+            self.here_N[known_N] = here_N[known_N]
 
     def points_NMJ(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:  # noqa: ARG002
-        history, period_N = now.history, self._period_N
-        known_N = (period_N > 0) & (history.steps > period_N + 2)
-        points_NMJ = np.empty((len(period_N), len(self.names), len(self._leads_J)))
-        points_NMJ[:] = now.level_N[:, None, None]
-        if known_N.any():
-            points_NMJ[known_N] = self._repeated_NMJ(now, np.where(known_N, period_N, 1))[known_N]
-        return points_NMJ
+        return self._points_NMJ
 
-    def _repeated_NMJ(self, now: Moment, period_N: npt.NDArray[np.int64]) -> Array:
+    def _repeated(self, now: Moment, period_N: npt.NDArray[np.int64]) -> tuple[Array, Array]:
+        """points_NMJ at the targets, and the mean of past seasons at the present step."""
         history = now.history
-        period_NJ = period_N[:, None]
-        ahead_NJ = period_NJ * -(-self._leads_J // period_NJ) - self._leads_J  # of the newest past season
         # Seasons that are not known yet repeat the oldest that is.
         most_N = ((history.steps - 1) // period_N - 1).clip(0, _SEASONS - 1)
         past_NP = np.minimum(np.arange(_SEASONS), most_N[:, None]) * period_N[:, None]
-        ago_NPJW = ahead_NJ[:, None, :, None] + past_NP[:, :, None, None] - self._around_JW
-        around_NPJW = history.at_each(np.maximum(ago_NPJW, 0))
-        season_NPJ = np.where(self._peak_J, around_NPJW.max(axis=3), around_NPJW.mean(axis=3))
+        last_NJ = period_N[:, None] * -(-self._leads_J // period_N[:, None]) - self._leads_J
+        ago_NPJW = last_NJ[:, None, :, None] + past_NP[:, :, None, None] - self._near_JW
+        near_NPJW = history.at_each(np.maximum(ago_NPJW, 0))
+        season_NPJ = np.where(self._peak_J, near_NPJW.max(axis=3), near_NPJW.mean(axis=3))
         mean_NJ = season_NPJ.mean(axis=1)
-        naive_NJ = np.where(self._peak_J, season_NPJ[:, 0], history.at_each(ahead_NJ))
-        here_N = history.at(self._level_W).mean(axis=1)
-        there_N = history.at_each(self._level_W + (period_N[:, None] + past_NP)[:, :, None]).mean(axis=(1, 2))
-        floor_N = now.scale_N
-        ratio_N = ((np.abs(here_N) + floor_N) / (np.abs(there_N) + floor_N)).clip(0.2, 5.0)
-        return np.stack(
-            (naive_NJ, mean_NJ, mean_NJ + (here_N - there_N)[:, None], mean_NJ * ratio_N[:, None]), axis=1
-        )
+        naive_NJ = np.where(self._peak_J, season_NPJ[:, 0], history.at_each(last_NJ))
+        now_NP = period_N[:, None] + past_NP
+        today_N = history.at(self._level_W).mean(axis=1)
+        then_N = history.at_each(now_NP[:, :, None] + self._level_W).mean(axis=(1, 2))
+        ratio_N = (np.abs(today_N) + now.scale_N) / (np.abs(then_N) + now.scale_N)
+        moved_NJ = mean_NJ + (today_N - then_N)[:, None]
+        scaled_NJ = mean_NJ * ratio_N.clip(1.0 / _RATIO, _RATIO)[:, None]
+        here_N = history.at_each(now_NP[:, :, None] + np.arange(3)).mean(axis=(1, 2))
+        return np.stack((naive_NJ, mean_NJ, moved_NJ, scaled_NJ), axis=1), here_N
 
 
 class Cycles(Seasons):
     """Seasons whose length is found: the lag of the strongest autocorrelation, looked for now and then."""
 
-    learned = ("_period_N",)
+    learned = (*Seasons.learned, "_period_N")
 
     def __init__(self, series: int, targets: Targets) -> None:
-        super().__init__(series, targets, name="cycle", period_steps=16)
+        super().__init__(series, targets, name="cycle", period_steps=2 * _WIDTH)
         self._period_N = np.zeros(series, dtype=np.int64)
 
     def update(self, now: Moment) -> None:
-        steps = min(now.history.steps, 2048)
-        if now.step % 64 or steps < 64:
-            return
-        values_NT = now.history.last(steps)
+        if now.step % _SEARCH_EVERY == 0:
+            self._find(now)
+        super().update(now)
+
+    def _find(self, now: Moment) -> None:
+        values_NT = now.history.last(_SEARCH_STEPS) / now.scale_N[:, None]
+        steps = values_NT.shape[1]
         values_NT -= values_NT.mean(axis=1, keepdims=True)
         spectrum_NF = np.fft.rfft(values_NT, 2 * steps)
-        products_NT = np.fft.irfft(np.abs(spectrum_NF) ** 2)[:, : steps // 3]
-        products_NT /= 1.0 - np.arange(steps // 3) / steps  # fewer pairs at longer lags
-        correlation_NT = products_NT / np.maximum(products_NT[:, :1], 1e-300)
-        # Ahead of the first zero it is only that neighbours are alike.
-        correlation_NT = np.where(np.minimum.accumulate(correlation_NT, axis=1) < 0.1, correlation_NT, -1.0)
-        best_N = correlation_NT.max(axis=1)
-        self._period_N = np.where(best_N > 0.2, correlation_NT.argmax(axis=1), 0)
+        product_NT = np.fft.irfft(np.abs(spectrum_NF) ** 2)[:, : steps // 3]
+        product_NT /= 1.0 - np.arange(steps // 3) / steps  # fewer pairs at longer lags
+        alike_NT = product_NT / np.maximum(product_NT[:, :1], 1e-30)
+        cycle_NT = np.where(np.minimum.accumulate(alike_NT, axis=1) < _ALIKE, alike_NT, -1.0)
+        self._period_N = np.where(cycle_NT.max(axis=1) > _CYCLIC, cycle_NT.argmax(axis=1), 0)
