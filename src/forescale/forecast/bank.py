@@ -89,7 +89,9 @@ class ForecasterBank:
         _check_shape("values", values_N, (self._series,))
         observed_N = np.where(np.isfinite(values_N), values_N.clip(-_LARGEST, _LARGEST), np.nan)
         shape = (self._series, len(self._covariates))
-        told_NK = np.full(shape, np.nan) if covariates_NK is None else np.asarray(covariates_NK, dtype=np.float64)
+        told_NK = (
+            np.full(shape, np.nan) if covariates_NK is None else np.asarray(covariates_NK, dtype=np.float64)
+        )
         _check_shape("covariates", told_NK, shape)
         for block, rows in self._rows():
             block.update(observed_N[rows], told_NK[rows])
@@ -120,6 +122,11 @@ class ForecasterBank:
             levels=self._levels if levels is None else levels,
         )
         return peaks_NL if self._lower is None else np.maximum(peaks_NL, self._lower)
+
+    def member_quantiles(self) -> Array:
+        """quantiles_NMHL of every member, before they are weighed and calibrated."""
+        members_NMJL = np.concatenate([block.members() for block in self._blocks])
+        return members_NMJL[:, :, : len(self._horizon_steps)]
 
     def weights(self) -> Array:
         """weights_NMHL of the members: how much each counts, summing to 1 along M."""
@@ -206,7 +213,11 @@ def _check_shape(what: str, array: Array, shape: tuple[int, ...]) -> None:
 
 
 def _check(
-    series: int, step_s: float, horizon_steps: Sequence[int], levels: Sequence[float], season_steps: int | None
+    series: int,
+    step_s: float,
+    horizon_steps: Sequence[int],
+    levels: Sequence[float],
+    season_steps: int | None,
 ) -> None:
     if series < 1:
         raise InvalidInput(f"a bank needs at least 1 series, not {series}")
