@@ -113,7 +113,7 @@ class _Axis:
     def mark(self, axes: Axes) -> None:
         if self._series.start_s is None:
             axes.set_xlabel(f"{self._unit} from now")
-            axes.xaxis.set_major_locator(MaxNLocator(9))
+            axes.xaxis.set_major_locator(MaxNLocator(9, steps=[1, 2, 3, 5, 6, 10]))
             return
         locator = AutoDateLocator(minticks=4, maxticks=9)
         axes.xaxis.set_major_locator(locator)

@@ -197,14 +197,16 @@ def _show_anomalies(out: Console, found: Forecast, style: str) -> None:
 
 def _show_backtest(out: Console, found: Forecast, tested: Comparison) -> None:
     words = horizons(found)
-    title = f"Backtest: quantile loss, seasonal naive = 1 ({tested.origins} forecasts of the last half)"
-    loss = table(title, "", *(f">{horizon}" for horizon in words), ">mean")
+    loss = table(
+        "Backtest: quantile loss, seasonal naive = 1", "", *(f">{horizon}" for horizon in words), ">mean"
+    )
     shown = [c for c, name in enumerate(tested.names) if c <= _SHOWN_MEMBERS or name not in found.members]
     for c in shown:
         relative_H = tested.relative_CH[c]
         loss.add_row(tested.names[c], *map(_ratio, relative_H), _ratio(_mean(relative_H)))
-    if hidden := len(tested.names) - len(shown):
-        loss.caption = f"{hidden} other members; all of them with --json."
+    hidden = len(tested.names) - len(shown)
+    more = f"; {hidden} more members with --json" if hidden else ""
+    loss.caption, loss.caption_justify = f"{tested.origins} forecasts of the last half{more}.", "left"
     out.print(loss)
     names = [f">{100 * level:g}%" for level in found.levels]
     covered = table("Share of values at or below each quantile", "", *names)

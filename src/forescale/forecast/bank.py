@@ -123,6 +123,11 @@ class ForecasterBank:
         )
         return peaks_NL if self._lower is None else np.maximum(peaks_NL, self._lower)
 
+    def member_quantiles(self) -> Array:
+        """quantiles_NMHL of every member, before they are weighed and calibrated."""
+        members_NMJL = np.concatenate([block.members() for block in self._blocks])
+        return members_NMJL[:, :, : len(self._horizon_steps)]
+
     def weights(self) -> Array:
         """weights_NMHL of the members: how much each counts, summing to 1 along M."""
         weights_NMJL = np.concatenate([block.weights_NMJL for block in self._blocks])

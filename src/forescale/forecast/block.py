@@ -149,6 +149,13 @@ class SeriesBlock:
             self._forecast(upcoming_NJK)
         return self._forecast_NJL
 
+    def members(self) -> Array:
+        """quantiles_NMJL of every member, before they are weighed and calibrated."""
+        now = self._now()
+        said_NMJL = np.sort(self._said(now, None), axis=-1).astype(np.float64)
+        quantiles_NMJL = now.level_N[:, None, None, None] + said_NMJL * now.scale_N[:, None, None, None]
+        return quantiles_NMJL if self._lower is None else np.maximum(quantiles_NMJL, self._lower)
+
     def _now(self) -> Moment:
         observed_N = self._observed_NR[:, self._step % self._observed_NR.shape[1]]
         return Moment(
@@ -187,6 +194,20 @@ class SeriesBlock:
 
     def _forecast(self, upcoming_NJK: Array | None) -> None:
         now = self._now()
+        said_NMJL = self._said(now, upcoming_NJK)
+        mixed_NJL = np.einsum("nmjl,nmjl->njl", self._weights.weights_NMJL, said_NMJL)
+        mixed_NJL = self._levels.read(np.sort(mixed_NJL, axis=-1).astype(np.float64))
+        forecast_NJL = now.level_N[:, None, None] + mixed_NJL * now.scale_N[:, None, None]
+        if self._lower is not None:
+            forecast_NJL = np.maximum(forecast_NJL, self._lower)
+        self._issued.put(
+            self._step, self._relative(forecast_NJL, now.level_N[:, None, None], now.scale_N[:, None, None])
+        )
+        self._forecast_NJL = forecast_NJL
+        self._stale = False
+
+    def _said(self, now: Moment, upcoming_NJK: Array | None) -> SmallArray:
+        """What each member forecasts, relative to the level; noted until it is due."""
         level_N111, scale_N111 = now.level_N[:, None, None, None], now.scale_N[:, None, None, None]
         anchor = self._local.anchor(np.full(len(self._targets.lead_steps_J), self._step))
         points_NMJ = np.concatenate(
@@ -204,14 +225,7 @@ class SeriesBlock:
             asked_NMJL = np.sort(self._relative(asked_NMJL, level_N111, scale_N111), axis=-1)
             self._quantiles.put(self._step, asked_NMJL.swapaxes(1, 2))
             said_NMJL = np.concatenate((said_NMJL, asked_NMJL), axis=1)
-        mixed_NJL = np.einsum("nmjl,nmjl->njl", self._weights.weights_NMJL, said_NMJL)
-        mixed_NJL = self._levels.read(np.sort(mixed_NJL, axis=-1).astype(np.float64))
-        forecast_NJL = now.level_N[:, None, None] + mixed_NJL * now.scale_N[:, None, None]
-        if self._lower is not None:
-            forecast_NJL = np.maximum(forecast_NJL, self._lower)
-        self._issued.put(self._step, self._relative(forecast_NJL, level_N111[..., 0], scale_N111[..., 0]))
-        self._forecast_NJL = forecast_NJL
-        self._stale = False
+        return said_NMJL
 
     def _spread(self, points_NPJ: SmallArray, anchor: Anchor) -> SmallArray:
         spread_NPJ = np.ones(points_NPJ.shape, dtype=np.float32)

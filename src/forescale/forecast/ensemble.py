@@ -61,6 +61,10 @@ class EnsembleForecaster:
         """quantiles_L of the largest value within the next ``lead_s``, up to the longest horizon."""
         return self._bank.predict_peak(lead_s, levels)[0]
 
+    def member_quantiles(self) -> Array:
+        """quantiles_MHL of every member, before they are weighed and calibrated."""
+        return self._bank.member_quantiles()[0]
+
     def weights(self) -> Array:
         """weights_MHL of the members."""
         return self._bank.weights()[0]
