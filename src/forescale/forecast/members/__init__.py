@@ -1,0 +1,1 @@
+"""Families of forecasters that the ensemble weighs; each is vectorised over many series."""
