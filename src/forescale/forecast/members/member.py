@@ -6,7 +6,7 @@ bank learns how wrong it was and makes quantiles of it. A `QuantileMember` says 
 bank only weighs them. Members may be wrong, but not NaN or infinite, and see no value before it is due.
 
 Axes: N = series, M = forecasts of the family, J = target (column), L = level, K = covariate, T = time
-(oldest first).
+(oldest first), X = any shape.
 """
 
 from __future__ import annotations
@@ -48,8 +48,12 @@ class History(Protocol):
         """The last min(steps, self.steps) values_NT, newest last: a copy."""
         ...
 
-    def ago(self, steps: int, count: int = 1) -> Array:
-        """values_NT of ``count`` steps in a row, the oldest ``steps`` before now (0 is now)."""
+    def at(self, ago_X: npt.NDArray[np.int64]) -> Array:
+        """values_NX of so many steps ago (0 = the newest); the oldest known where that is too long ago."""
+        ...
+
+    def at_each(self, ago_NX: npt.NDArray[np.int64]) -> Array:
+        """values_NX where each series asks for steps of its own."""
         ...
 
 
@@ -58,21 +62,27 @@ class Moment:
     """The present, as all members may see it.
 
     Attributes:
-        step: values seen so far, this one included; missing ones count.
+        step: values so far, this one included; missing ones count.
+        seen_N: those that were not missing, at least 1.
         observed_N: the newest values, NaN where missing.
         values_N: the same with missing ones replaced, never NaN.
         level_N: local level (a smoothed value) after the newest value.
         scale_N: typical size of the changes around that level, with a floor: always positive. Divide by
             it to make series comparable, after level_N was subtracted.
+        due_NJ: the targets that became known with the newest value, as
+            (target - level_N) / scale_N with the level and scale of the moment they were forecast at,
+            ``step - lead_steps_J``; NaN where that was before the first value, or the value is missing.
         history: the values so far, the newest one included.
         covariates_NK: known facts about the newest step; None where the bank has none.
     """
 
     step: int
+    seen_N: Array
     observed_N: Array
     values_N: Array
     level_N: Array
     scale_N: Array
+    due_NJ: Array
     history: History
     covariates_NK: Array | None = None
 

@@ -1,0 +1,39 @@
+"""Facts about forecasts that wait until what they forecast is known.
+
+Axes: N = series, J = target, R = ring: the leads of all targets, one after the other, D = facts (any shape).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from forescale.forecast.members.member import SmallArray, Targets
+
+
+class Waiting:
+    """For each target as many places as its lead is long; what was put is due when its place comes again.
+
+    Args:
+        series: N.
+        targets: their leads.
+        facts: shape of what is kept for each series and target.
+    """
+
+    learned = ("_ring_NRD",)
+
+    def __init__(self, series: int, targets: Targets, facts: tuple[int, ...]) -> None:
+        leads_J = targets.lead_steps_J
+        self._leads_J = leads_J
+        self._begin_J = np.cumsum(leads_J) - leads_J
+        self._ring_NRD = np.full((series, int(leads_J.sum()), *facts), np.nan, dtype=np.float32)
+
+    def due(self, step: int) -> SmallArray:
+        """What was put at ``step - lead``, NaN where nothing was; valid until the next `put`."""
+        return self._ring_NRD[:, self._places(step)]
+
+    def put(self, step: int, facts_NJD: npt.NDArray[np.floating]) -> None:
+        self._ring_NRD[:, self._places(step)] = facts_NJD
+
+    def _places(self, step: int) -> npt.NDArray[np.int64]:
+        return self._begin_J + step % self._leads_J
