@@ -1,0 +1,203 @@
+"""What anyone would pick instead: every baseline of the forecasting benchmark.
+
+Axes: T = time, J = target, L = level, B = example, F = feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from forecast_series import Series
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import nn
+
+from forescale.forecast.backtest import Contender
+from forescale.forecast.baselines import MovingWindow, SeasonalNaive
+from forescale.forecast.forecaster import Array
+from forescale.forecast.lstm import LstmModel
+from forescale.forecast.members.member import Targets
+from forescale.forecast.prophet import ProphetModel
+from forescale.forecast.refit import RefittedForecaster, SlowModel
+from forescale.forecast.statistical import Method, StatisticalModel
+
+HORIZON_STEPS = (1, 5, 15, 60)
+LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+LAGS = (*range(10), 14, 19, 29, 44, 59)
+HALF_LIVES = (2.0, 5.0, 15.0, 40.0)
+LONGEST_MSTL_SEASON = 500  # one of 1,440 steps takes 4 s a fit
+SHORTEST_WINDOW = 5  # values a window of an autoscaler holds at least
+
+
+def contenders(quick: bool) -> dict[str, Callable[[Series], Contender | None]]:
+    """By name; a maker answers None where the baseline is not to be had."""
+    cheap: dict[str, Callable[[Series], Contender | None]] = {
+        "seasonal naive": lambda s: SeasonalNaive(s.step_s, HORIZON_STEPS, LEVELS, s.season_steps),
+        "moving maximum (HPA)": lambda s: MovingWindow(_window(s, 300.0), np.max, HORIZON_STEPS, LEVELS),
+        "moving mean (Knative)": lambda s: MovingWindow(_window(s, 60.0), np.mean, HORIZON_STEPS, LEVELS),
+    }
+    if quick:
+        return cheap
+    return cheap | {
+        "AutoETS": lambda s: _refitted(StatisticalModel(method=Method.ETS, season_steps=s.season_steps)),
+        "AutoARIMA": lambda s: _refitted(StatisticalModel(method=Method.ARIMA, season_steps=s.season_steps)),
+        "AutoTheta": lambda s: _refitted(StatisticalModel(method=Method.THETA, season_steps=s.season_steps)),
+        "MSTL": _mstl,
+        "Prophet": lambda s: _refitted(ProphetModel(step_s=s.step_s, season_steps=s.season_steps)),
+        "LSTM, normalised": lambda s: _refitted(LstmModel(season_steps=s.season_steps), _quarter(s)),
+        "LSTM as usual": lambda s: _refitted(UsualLstm(), len(s.values_T)),
+        "LightGBM, normalised": lambda s: _refitted(LightGbm(season_steps=s.season_steps), _quarter(s)),
+    }
+
+
+def _window(series: Series, window_s: float) -> int:
+    return max(SHORTEST_WINDOW, round(window_s / series.step_s))
+
+
+def _refitted(model: SlowModel, every_steps: int = 1) -> Contender:
+    return RefittedForecaster(model, HORIZON_STEPS, LEVELS, every_steps)
+
+
+def _quarter(series: Series) -> int:
+    """Of the half that is forecast: learned models are trained anew four times."""
+    return len(series.values_T) // 8
+
+
+def _mstl(series: Series) -> Contender | None:
+    if not series.season_steps or series.season_steps > LONGEST_MSTL_SEASON:
+        return None
+    return _refitted(StatisticalModel(method=Method.MSTL, season_steps=series.season_steps))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsualLstm:
+    """As in most tutorials: scaled to the range of the first half, squared error, trained once.
+
+    It says where the values will be; around that, quantiles of its errors on the last fifth of what it was
+    given, which it was not trained on.
+    """
+
+    name: str = "LSTM as usual"
+    history_steps: int = 6000
+
+    def fit(self, values_T: Array, targets: Targets, levels: Sequence[float]) -> UsualLstmFit:
+        torch.manual_seed(0)
+        low, span = values_T.min(), max(float(np.ptp(values_T)), 1e-9)
+        leads = targets.lead_steps_J
+        windows = sliding_window_view((values_T - low) / span, 60)[: -int(leads.max())]
+        ends = np.arange(len(windows)) + 60
+        inputs = torch.tensor(np.ascontiguousarray(windows), dtype=torch.float32)[..., None]
+        wanted = torch.tensor(((values_T - low) / span)[ends[:, None] + leads - 1], dtype=torch.float32)
+        lstm, head = nn.LSTM(1, 50, batch_first=True), nn.Linear(50, len(leads))
+        optimizer = torch.optim.Adam([*lstm.parameters(), *head.parameters()], lr=1e-3)
+        trained = len(inputs) * 4 // 5
+        for _ in range(10):
+            for chosen in torch.randperm(trained).split(32):
+                optimizer.zero_grad()
+                loss = (head(lstm(inputs[chosen])[1][0][0]) - wanted[chosen]).square().mean()
+                loss.backward()
+                optimizer.step()
+        with torch.inference_mode():
+            errors = (wanted[trained:] - head(lstm(inputs[trained:])[1][0][0])).numpy()
+        errors_JL = np.quantile(errors, levels, axis=0).T
+        return UsualLstmFit(lstm=lstm, head=head, errors_JL=errors_JL, low=float(low), span=span)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsualLstmFit:
+    lstm: nn.LSTM
+    head: nn.Linear
+    errors_JL: Array
+    low: float
+    span: float
+
+    def quantiles_JL(self, values_T: Array, elapsed: int) -> Array:  # noqa: ARG002 - the protocol's
+        window = torch.tensor((values_T[-60:] - self.low) / self.span, dtype=torch.float32)
+        with torch.inference_mode():
+            points_J = self.head(self.lstm(window[None, :, None])[1][0][0])[0].numpy()
+        return self.low + self.span * (points_J[:, None] + self.errors_JL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LightGbm:
+    """Gradient boosting for each target and level (Ke et al., NeurIPS 2017), pinball loss.
+
+    Everything it sees and says is a distance from the local level in units of the local scale.
+    """
+
+    season_steps: int | None
+    name: str = "LightGBM, normalised"
+
+    @property
+    def history_steps(self) -> int:
+        return 5000 + (self.season_steps or 0)
+
+    def fit(self, values_T: Array, targets: Targets, levels: Sequence[float]) -> LightGbmFit:
+        import lightgbm  # noqa: PLC0415 - an extra
+
+        leads = targets.lead_steps_J
+        begin = max(60, self.season_steps or 0)
+        floor = 0.05 * float(np.abs(np.diff(values_T)).mean()) + 1e-9
+        fit = LightGbmFit(season_steps=self.season_steps, leads=leads, floor=floor, boosters=())
+        features_BF, level_B, scale_B = fit.features(values_T)
+        ends = np.arange(begin, len(values_T) - int(leads.max()))  # the last value known
+        boosters = []
+        for lead in leads.tolist():
+            target_B = (values_T[ends + lead] - level_B[ends]) / scale_B[ends]
+            for level in levels:
+                data = lightgbm.Dataset(features_BF[ends], target_B, free_raw_data=True)
+                settings = {
+                    "objective": "quantile",
+                    "alpha": level,
+                    "num_leaves": 15,
+                    "learning_rate": 0.07,
+                    "min_data_in_leaf": 20,
+                    "bagging_fraction": 0.8,
+                    "bagging_freq": 1,
+                    "feature_fraction": 0.7,
+                    "num_threads": 1,
+                    "verbosity": -1,
+                    "seed": 0,
+                }
+                boosters.append(lightgbm.train(settings, data, num_boost_round=80))
+        return LightGbmFit(season_steps=self.season_steps, leads=leads, floor=floor, boosters=tuple(boosters))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LightGbmFit:
+    season_steps: int | None
+    leads: np.ndarray
+    floor: float
+    boosters: tuple[Any, ...]
+
+    def quantiles_JL(self, values_T: Array, elapsed: int) -> Array:  # noqa: ARG002 - the protocol's
+        features_BF, level_B, scale_B = self.features(values_T[-max(400, (self.season_steps or 0) + 1) :])
+        found = np.array([booster.predict(features_BF[-1:])[0] for booster in self.boosters])
+        return np.sort(level_B[-1] + scale_B[-1] * found.reshape(len(self.leads), -1), axis=1)
+
+    def features(self, values_T: Array) -> tuple[Array, Array, Array]:
+        """features_BF, level_B and scale_B, an example after each value."""
+        means = [_smoothed(values_T, half_life) for half_life in HALF_LIVES]
+        level_B = means[2]
+        scale_B = _smoothed(np.abs(values_T - level_B), 40.0) + self.floor
+        padded = np.concatenate([np.full(max(LAGS), values_T[0]), values_T])
+        columns = [padded[max(LAGS) - lag : len(padded) - lag] for lag in LAGS] + means
+        if self.season_steps:
+            before = np.concatenate([np.full(self.season_steps, values_T[0]), values_T])
+            ahead = np.minimum(np.arange(len(values_T))[:, None] + self.leads, len(before) - 1)
+            columns += list(before[ahead].T)
+        normal = [(column - level_B) / scale_B for column in columns]
+        quick = _smoothed(np.abs(values_T - means[0]), 5.0)
+        return np.column_stack([*normal, quick / scale_B, np.log(scale_B)]), level_B, scale_B
+
+
+def _smoothed(values_T: Array, half_life: float) -> Array:
+    weight = 1.0 - 0.5 ** (1.0 / half_life)
+    found, level = np.empty_like(values_T), values_T[0]
+    for t, value in enumerate(values_T):
+        level += weight * (value - level)
+        found[t] = level
+    return found
