@@ -1,7 +1,9 @@
 """Trains the small quantile network that ships with the package, on simulated series only.
 
-    python benchmarks/pretrain_network.py samples --seconds 240 --seed 0   # adds a file of samples
-    python benchmarks/pretrain_network.py train --seconds 280              # from all files; goes on from the last
+    python benchmarks/pretrain_network.py samples --seconds 240 --seed 0
+    python benchmarks/pretrain_network.py train --seconds 280
+
+Each run of ``samples`` adds a file; ``train`` takes all of them, and goes on from where it ended last.
 
 Axes: B = sample, F = input, K = anchor, G = quantile level of the network.
 """
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 
 from forescale.forecast.forecaster import Array
 from forescale.forecast.members.anchors import ANCHORS, INPUTS, Anchors
-from forescale.forecast.members.member import Moment, Targets
+from forescale.forecast.members.member import Targets
 from forescale.forecast.members.network import HIDDEN, LEVELS_G, WEIGHTS
 
 SEASONS = (24, 48, 96, 144, 288, 720, 1440)
@@ -62,11 +64,7 @@ def sample(rng: np.random.Generator) -> tuple[Array, Array, Array, Array]:
     for t in range(steps - int(lead_J.max())):
         past.steps = t + 1
         newest_N = values_NT[:, t]
-        anchors.update(
-            Moment(
-                step=t + 1, observed_N=newest_N, values_N=newest_N, level_N=newest_N, scale_N=newest_N, history=past
-            )
-        )
+        anchors.take(newest_N, newest_N, past)
         if t in origins:
             target_JN = np.stack(
                 [
@@ -169,12 +167,15 @@ def _export(network: Network, mean_F: Tensor, spread_F: Tensor) -> None:
             "third": network.third.weight.T,
             "third_bias": network.third.bias,
         }
-        np.savez_compressed(WEIGHTS, **{name: value.numpy().astype(np.float16) for name, value in layers.items()})
+        halves = {name: value.numpy().astype(np.float16) for name, value in layers.items()}
+        np.savez_compressed(WEIGHTS, allow_pickle=False, **halves)
     print(f"{WEIGHTS}: {WEIGHTS.stat().st_size} bytes")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("action", choices=["samples", "train"])
     parser.add_argument("--folder", type=Path, default=Path("build/pretraining"))
     parser.add_argument("--seconds", type=float, default=60.0)

@@ -1,4 +1,4 @@
-"""Simulated demand and utilisation: many kinds of series with the season, the noise and the breaks of real ones.
+"""Simulated demand and utilisation, with seasons, noise and breaks as real series have them.
 
 Axes: N = series, T = time, P = time of a season.
 """
@@ -38,9 +38,13 @@ def _season(rng: np.random.Generator, series: int, steps: int, season: int) -> A
         shape_NP += size_N[:, None] * np.sin(2 * np.pi * harmonic * (phase_P + shift_N[:, None]))
     for _ in range(3):  # jobs at fixed times
         begin_N, length_N = rng.random((series, 1)), 10.0 ** rng.uniform(-2.5, -0.5, (series, 1))
-        shape_NP += _some(rng, series, 0.2) * rng.normal(0, 2, (series, 1)) * ((phase_P - begin_N) % 1.0 < length_N)
+        shape_NP += (
+            _some(rng, series, 0.2) * rng.normal(0, 2, (series, 1)) * ((phase_P - begin_N) % 1.0 < length_N)
+        )
     every_N = season // rng.choice([4, 6, 12, 24, 48], (series, 1))  # jobs many times a day
-    in_job_NP = (np.arange(season) + rng.integers(0, 99, (series, 1))) % np.maximum(every_N, 2) < rng.integers(1, 4, (series, 1))
+    in_job_NP = (np.arange(season) + rng.integers(0, 99, (series, 1))) % np.maximum(
+        every_N, 2
+    ) < rng.integers(1, 4, (series, 1))
     shape_NP += _some(rng, series, 0.15) * rng.normal(0.5, 2, (series, 1)) * in_job_NP
     days = -(-steps // season)
     strength_ND = np.exp(rng.normal(0, 1, (series, days)) * rng.choice([0.0, 0.1, 0.4], (series, 1)))
@@ -111,7 +115,9 @@ def _utilisation(rng: np.random.Generator, level_NT: Array) -> Array:
     noise_N = rng.choice([0.01, 0.03, 0.1, 0.3], (series, 1)) * np.median(busy_NT, axis=1, keepdims=True)
     busy_NT = busy_NT + noise_N * _noise(rng, (series, steps))
     period_N = rng.integers(4, 200, (series, 1))
-    spikes_NT = (np.arange(steps) + rng.integers(0, 200, (series, 1))) % period_N < rng.integers(1, 4, (series, 1))
+    spikes_NT = (np.arange(steps) + rng.integers(0, 200, (series, 1))) % period_N < rng.integers(
+        1, 4, (series, 1)
+    )
     busy_NT = busy_NT + spikes_NT * rng.exponential(20.0, (series, 1)) * _some(rng, series, 0.25)
     grain_N = rng.choice([1e-6, 0.1, 0.5, 1.0], (series, 1))
     return np.round(np.clip(busy_NT, 0.0, 100.0) / grain_N) * grain_N
@@ -128,15 +134,19 @@ def _saws(rng: np.random.Generator, level_NT: Array) -> Array:
     begin_NT = np.maximum.accumulate(np.where(fresh_NT, np.arange(steps), 0), axis=1)
     climbed_NT = (np.arange(steps) - begin_NT) / period_N
     usual_NT = level_NT / np.median(level_NT, axis=1, keepdims=True)
-    saw_NT = rng.uniform(10, 60, (series, 1)) + rng.uniform(2, 40, (series, 1)) * climbed_NT * np.sqrt(usual_NT)
+    saw_NT = rng.uniform(10, 60, (series, 1)) + rng.uniform(2, 40, (series, 1)) * climbed_NT * np.sqrt(
+        usual_NT
+    )
     saw_NT = saw_NT + rng.choice([0.02, 0.3, 2.0], (series, 1)) * _noise(rng, (series, steps))
     return np.clip(saw_NT, 0.0, 1e3)
 
 
 def _measurements(rng: np.random.Generator, level_NT: Array) -> Array:
-    """Rates with measurement noise that grows with them, sometimes with outliers, sometimes without a floor."""
+    """Rates with noise that grows with them, sometimes with outliers, sometimes below zero."""
     series, steps = level_NT.shape
-    values_NT = level_NT * (1.0 + rng.choice([0.01, 0.05, 0.2, 0.5], (series, 1)) * _noise(rng, (series, steps)))
+    values_NT = level_NT * (
+        1.0 + rng.choice([0.01, 0.05, 0.2, 0.5], (series, 1)) * _noise(rng, (series, steps))
+    )
     outliers_NT = rng.random((series, steps)) < 10.0 ** rng.uniform(-4.0, -1.7, (series, 1))
     size_NT = rng.exponential(3.0, (series, steps)) * np.median(level_NT, axis=1, keepdims=True)
     values_NT = values_NT + outliers_NT * size_NT * _some(rng, series, 0.4)

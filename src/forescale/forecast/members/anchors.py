@@ -1,9 +1,9 @@
 """Simple forecasts of many series, with how well each has done lately: what learned members start from.
 
 Averages over several spans, a damped slope, the season, the season moved to today's level, the period that
-the values themselves show: each is where a target may come to lie (an anchor). Everything a learned member is told is relative to the typical error of
-one of them, the reference, at the same target, so that it holds for any unit, level and noise, and what was
-learned from some series can be used for others.
+the values themselves show: each is where a target may come to lie (an anchor). Everything a learned member
+is told is relative to the typical error of one of them, the reference, at the same target, so that it holds
+for any unit, level and noise, and what was learned from some series can be used for others.
 
 Axes: J = target, N = series, K = anchor, R = place in the ring of anchors that await their targets,
 F = input, S = span, P = period, T = time.
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from forescale.forecast.forecaster import Array
-from forescale.forecast.members.member import History, Moment, Targets
+from forescale.forecast.members.member import History, Targets
 
 _SPANS_S = np.array([8.0, 1.0, 3.0, 24.0, 80.0, 300.0])  # of averages; the first is the reference
 _SLOPE = len(_SPANS_S)  # then the slope, or the recent maximum
@@ -57,7 +57,8 @@ class Anchors:
 
     learned = (
         "_steps", "_mean_NS", "_low_N", "_high_N", "_waiting_RNK", "_waited_J",
-        "_difference_NP", "_error_JNK", "_spread_JNS", "_over_JN", "_square_JN",
+        "_difference_NP", "_error_JNK", "_spread_JNS", "_over_JN", "_square_JN", "_seasonal",
+        "anchors_JNK", "unit_JN", "inputs_JNF",
     )  # fmt: skip
 
     def __init__(self, series: int, targets: Targets, season_steps: int | None = None) -> None:
@@ -82,11 +83,11 @@ class Anchors:
         self.unit_JN = np.ones_like(self._over_JN)
         self.inputs_JNF = np.zeros((len(lead_J), series, INPUTS))
 
-    def update(self, now: Moment) -> None:
-        """Take the newest values: judge what was said of them, and say what comes next."""
-        self._judge(now)
-        self._smooth(now.values_N)
-        self._forecast(now.history)
+    def take(self, observed_N: Array, values_N: Array, history: History) -> None:
+        """Take the newest values, which the history holds already."""
+        self._judge(observed_N, history)
+        self._smooth(values_N)
+        self._forecast(history)
         self._waiting_RNK[self._rows_J()] = self.anchors_JNK
         self._steps += 1
         self._describe()
@@ -95,7 +96,7 @@ class Anchors:
         """Where the forecasts that are due now stand, and those made now will."""
         return self._first_row_J + self._steps % self._targets.lead_steps_J
 
-    def due_JN(self, history: History) -> Array:  # noqa: N802 - says its axes
+    def due_JN(self, history: History) -> Array:
         """The targets that have just become known: the newest value, or the largest of the last."""
         newest_N = history.last(1)[:, 0]
         due_JN = np.broadcast_to(newest_N, self.unit_JN.shape).copy()
@@ -103,20 +104,20 @@ class Anchors:
             due_JN[j] = history.last(int(self._targets.lead_steps_J[j])).max(axis=1)
         return due_JN
 
-    def _judge(self, now: Moment) -> None:
+    def _judge(self, observed_N: Array, history: History) -> None:
         """Measure the errors of the anchors that awaited the newest values."""
         ready_J = self._steps >= self._targets.lead_steps_J
         if not ready_J.any():
             return
         ready = np.flatnonzero(ready_J)
         waiting_JNK = self._waiting_RNK[self._rows_J()[ready]]
-        due_JN = self.due_JN(now.history)[ready]
+        due_JN = self.due_JN(history)[ready]
         error_JNK = due_JN[..., None] - waiting_JNK
         self._waited_J[ready] += 1
         # Means of all errors, until an average's own memory is full; missing values are no evidence.
         first_J = 1.0 / self._waited_J[ready]
         weight_JNS = np.maximum(2.0 / (_ERROR_SPANS_S + 1.0), first_J[:, None, None])
-        weight_JNS = np.where(np.isfinite(now.observed_N)[:, None], weight_JNS, 0.0)
+        weight_JNS = np.where(np.isfinite(observed_N)[:, None], weight_JNS, 0.0)
         unit_JN = weight_JNS[..., _UNIT]
         reference_JN = error_JNK[..., 0]
         size_JN = np.abs(reference_JN)
@@ -171,7 +172,7 @@ class Anchors:
             self.anchors_JNK[j, :, _PERIOD] = (0.5 * (course_NT + before_NT)).max(axis=1)
 
     def _follow_season(self, history: History, season: int) -> None:
-        """What was a season before, and the same moved to where the series is now against where it was then."""
+        """What was a season before, and the same moved by what the level has moved since."""
         recent_T, longer_T = np.arange(_LEVEL_STEPS), np.arange(max(_LEVEL_STEPS, season // 24))
         risen_N = (history.last(_LEVEL_STEPS) - history.at(season + recent_T)).mean(axis=1)
         known = range(1, min(_SEASONS, (history.steps - len(longer_T)) // season) + 1)
@@ -187,13 +188,13 @@ class Anchors:
             self.anchors_JNK[j, :, _SEASON + 3] = mean_N + now_N - then_N
             self.anchors_JNK[j, :, _SEASON + 4] = mean_N * ratio_N
 
-    def _courses_N(self, history: History, j: int, season: int) -> tuple[Array, Array, Array]:  # noqa: N802
+    def _courses_N(self, history: History, j: int, season: int) -> tuple[Array, Array, Array]:
         """What a target was in seasons before: mean of some, exactly in the last, smoothed in the last."""
         lead, peak = int(self._targets.lead_steps_J[j]), bool(self._targets.peak_J[j])
         back = season * -(-lead // season)  # so many steps before the target, all is known
         width = 0 if peak else min(season // 288, back - lead)
         found: list[Array] = []
-        exact_N = self._mean_NS[:, -1]
+        exact_N: Array = self._mean_NS[:, -1]
         while len(found) < _SEASONS:
             oldest, count = (back - 1, lead) if peak else (back - lead + width, 2 * width + 1)
             if oldest >= history.steps:
@@ -203,7 +204,9 @@ class Anchors:
                 exact_N = window_NT.max(axis=1) if peak else window_NT[:, width]
             found.append(window_NT.max(axis=1) if peak else window_NT.mean(axis=1))
             back += season
-        return (np.mean(found, axis=0), exact_N, found[0]) if found else (exact_N,) * 3
+        if not found:
+            return exact_N, exact_N, exact_N
+        return np.asarray(np.mean(found, axis=0)), exact_N, found[0]
 
     def _describe(self) -> None:
         """Bring everything into the unit of the reference's errors."""

@@ -46,17 +46,22 @@ class Network(Anchors):
             self._layers = {name: stored[name].astype(np.float32) for name in stored}
         self._between_GL = between_levels(LEVELS_G, levels)
 
-    def quantiles_NMJL(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:  # noqa: ARG002, N802
+    def update(self, now: Moment) -> None:
+        self.take(now.observed_N, now.values_N, now.history)
+
+    def quantiles_NMJL(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:  # noqa: ARG002
         """Forecasts made ``now``, in the unit of the series."""
         relative_JNL = self.relative_JNL()
         quantiles_JNL = self.anchors_JNK[..., :1] + self.unit_JN[..., None] * relative_JNL
         return quantiles_JNL.transpose(1, 0, 2)[:, None]
 
-    def relative_JNL(self) -> Array:  # noqa: N802 - says its axes
+    def relative_JNL(self) -> Array:
         """Quantiles as distances from the reference anchor, in its errors."""
         layers = self._layers
         targets, series, _ = self.inputs_JNF.shape
-        hidden = self.inputs_JNF.reshape(-1, INPUTS).astype(np.float32) @ layers["first"] + layers["first_bias"]
+        hidden = (
+            self.inputs_JNF.reshape(-1, INPUTS).astype(np.float32) @ layers["first"] + layers["first_bias"]
+        )
         hidden = np.maximum(hidden, 0.0) @ layers["second"] + layers["second_bias"]
         out = np.maximum(hidden, 0.0) @ layers["third"] + layers["third_bias"]
         gates_GK = out[:, : len(LEVELS_G) * ANCHORS].reshape(-1, len(LEVELS_G), ANCHORS)

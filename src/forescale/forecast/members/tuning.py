@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from forescale.forecast.forecaster import Array
 from forescale.forecast.members.anchors import ANCHORS
-from forescale.forecast.members.member import Moment, Targets
+from forescale.forecast.members.member import Moment, SmallArray, Targets
 from forescale.forecast.members.network import Network
 
 Places = npt.NDArray[np.int64]
@@ -39,7 +39,10 @@ class TunedNetwork(Network):
     """
 
     names = ("network", "tuned_slowly", "tuned_fast")
-    learned = (*Network.learned, "_correction_CJNLF", "_gradient_CJNLF", "_features_RNF", "_said_RNL", "_unit_RN")  # fmt: skip
+    learned = (
+        *Network.learned, "_correction_CJNLF", "_gradient_CJNLF", "_features_RNF", "_said_RNL", "_unit_RN",
+        "_said_JNL",
+    )  # fmt: skip
 
     def __init__(
         self, series: int, targets: Targets, *, levels: Sequence[float], season_steps: int | None = None
@@ -68,7 +71,7 @@ class TunedNetwork(Network):
         self._said_RNL[rows_J] = self._said_JNL
         self._unit_RN[rows_J] = self.unit_JN
 
-    def quantiles_NMJL(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:  # noqa: ARG002, N802
+    def quantiles_NMJL(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:  # noqa: ARG002
         """Forecasts made ``now``, in the unit of the series."""
         features_JNF = self._features_JNF()
         corrected_CJNL = self._said_JNL + (self._correction_CJNLF @ features_JNF[..., None])[..., 0]
@@ -76,7 +79,7 @@ class TunedNetwork(Network):
         quantiles_MJNL = self.anchors_JNK[..., :1] + self.unit_JN[..., None] * relative_MJNL
         return quantiles_MJNL.transpose(2, 0, 1, 3)
 
-    def _features_JNF(self) -> Array:  # noqa: N802 - says its axes
+    def _features_JNF(self) -> SmallArray:
         """1, and how far the other anchors lie from the reference."""
         features_JNF = self.inputs_JNF[..., :ANCHORS].astype(np.float32)
         features_JNF[..., 0] = 1.0
