@@ -1,7 +1,7 @@
 """Trains the small quantile network that ships with the package, on simulated series only.
 
     python benchmarks/pretrain_network.py samples --seconds 240 --seed 0
-    python benchmarks/pretrain_network.py train --seconds 280
+    python benchmarks/pretrain_network.py train --batches 8000
 
 Each run of ``samples`` adds a file; ``train`` takes all of them, and goes on from where it ended last.
 
@@ -116,7 +116,7 @@ class Network(nn.Module):
         return (gates_BGK * away_BK[:, None, :]).sum(2) + stretch_B1 * offset_BG
 
 
-def train(folder: Path, seconds: float) -> None:
+def train(folder: Path, batches: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     files = [dict(np.load(path)) for path in sorted(folder.glob("samples_*.npz"))]
@@ -129,12 +129,9 @@ def train(folder: Path, seconds: float) -> None:
     spread_F = data["inputs"].std(0) + 0.05
     optimiser = torch.optim.Adam(network.parameters(), lr=2e-3)
     levels_G = torch.tensor(LEVELS_G, dtype=torch.float32)
-    start_s = time.monotonic()
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, batches, eta_min=1e-5)
     smooth = 0.0
-    number = 0
-    while (done := (time.monotonic() - start_s) / seconds) < 1.0:
-        for group in optimiser.param_groups:
-            group["lr"] = 2e-3 * (1.0 - done) + 1e-5
+    for number in range(1, batches + 1):
         chosen_B = torch.randint(len(data["target"]), (2048,))
         inputs_BF = (data["inputs"][chosen_B] - mean_F) / spread_F
         quantiles_BG = network(inputs_BF, data["away"][chosen_B])
@@ -145,13 +142,12 @@ def train(folder: Path, seconds: float) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
-        smooth += max(0.002, 1.0 / (number + 1)) * (float(loss.detach()) - smooth)
-        if number % 1000 == 0:
+        schedule.step()
+        smooth += max(0.002, 1.0 / number) * (float(loss.detach()) - smooth)
+        if number % 1000 == 0 or number == batches:
             print(f"{number} batches, loss {smooth:.4f}", flush=True)
-        number += 1
-    print(f"{number} batches, loss {smooth:.4f}")
-    torch.save(network.state_dict(), checkpoint)
-    _export(network, mean_F, spread_F)
+            torch.save(network.state_dict(), checkpoint)
+            _export(network, mean_F, spread_F)
 
 
 def _export(network: Network, mean_F: Tensor, spread_F: Tensor) -> None:
@@ -179,9 +175,10 @@ if __name__ == "__main__":
     parser.add_argument("action", choices=["samples", "train"])
     parser.add_argument("--folder", type=Path, default=Path("build/pretraining"))
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--batches", type=int, default=8000)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     if asked.action == "samples":
         write_samples(asked.folder, asked.seed, asked.seconds)
     else:
-        train(asked.folder, asked.seconds)
+        train(asked.folder, asked.batches)

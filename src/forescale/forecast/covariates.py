@@ -4,23 +4,26 @@
 time of a device is to its predicted time. `CovariateRegression` is a member of banks, for any number of
 covariates whose effect has to be learned.
 
-Axes: N = series, M = forecast, J = target, K = covariate, F = feature.
+Axes: N = series, M = forecast (regression), J = target, K = covariate, U = the same and the value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import exp, isnan, log
 
 import numpy as np
+import numpy.typing as npt
 
 from forescale.forecast.forecaster import Array, Covariates, Forecaster, ForecasterState
 from forescale.forecast.members.member import Moment, Targets
 
-_FORGETTING = 0.995  # of what was seen a step before
+Flags = npt.NDArray[np.bool_]
+
+_SLOPE_WEIGHT = 0.005  # of the newest step in what covariates do
+_MEAN_WEIGHT = 0.03  # and in the means that it is measured from: a shift of level is no effect of theirs
 _RIDGE = 1.0  # observations that say a covariate has no effect
 _RESIDUAL_WEIGHT = 0.1  # of the newest in the mean error, which says where the level is now
-_EXTREME = 4.0  # standard deviations that a covariate may lie from its mean before it counts no more
+_BEYOND = 1.0  # ranges that a covariate may lie outside those seen before it counts no more
 
 
 class ProportionalForecaster:
@@ -56,12 +59,13 @@ class ProportionalForecaster:
 
 
 class CovariateRegression:
-    """Says what known facts say: a ridge regression of the value on them, and one of its logarithm.
+    """Says what known facts say: a regression of the value on them, and one of its logarithm on theirs.
 
-    Both forget exponentially (recursive least squares; Ljung, "System Identification", 1999, ch. 11), and
-    are moved to where the values are now by a running mean of their errors. The second one, in which
-    covariates multiply, is the first one again for series that are not positive. A planned event is a
-    covariate that is 1 while it lasts. Of covariates that are not known ahead, the newest are taken.
+    Ridge regressions that forget exponentially (Ljung, "System Identification", 1999, ch. 11), moved to where
+    the values are now by a running mean of their errors. The second one, in which covariates multiply, takes
+    those as they are that have not always been positive, and is the first one again for series that have
+    not. A planned event is a covariate that is 1 while it lasts. Of covariates that are not known ahead, the
+    newest are taken.
 
     Args:
         series: N.
@@ -71,21 +75,89 @@ class CovariateRegression:
 
     names = ("covariates_sum", "covariates_product")
     learned = (
-        "_weight", "_mean_NK", "_square_NK", "_product_NFF", "_moment_NMF", "_slope_NMF",
-        "_residual_NM", "_positive_N",
+        "_count_N", "_newest_NK", "_positive_NK", "_positive_N", "_mean_NMU", "_covariance_NMUU", "_slope_NMK",
+        "_residual_NM", "_low_NMK", "_high_NMK",
     )  # fmt: skip
 
     def __init__(self, series: int, targets: Targets, *, covariates: int) -> None:
-        features = covariates + 1
-        self._targets = len(targets.lead_steps_J)
-        self._weight = 0.0
-        self._mean_NK = np.zeros((series, covariates))
-        self._square_NK = np.zeros((series, covariates))
-        self._product_NFF = np.zeros((series, features, features))
-        self._moment_NMF = np.zeros((series, len(self.names), features))
-        self._slope_NMF = np.zeros((series, len(self.names), features))
-        self._residual_NM = np.zeros((series, len(self.names)))
+        models = len(self.names)
+        self._columns = len(targets.lead_steps_J)
+        self._count_N = np.zeros(series)
+        self._newest_NK = np.zeros((series, covariates))
+        self._positive_NK = np.ones((series, covariates), dtype=bool)
         self._positive_N = np.ones(series, dtype=bool)
+        self._mean_NMU = np.zeros((series, models, covariates + 1))
+        self._covariance_NMUU = np.zeros((series, models, covariates + 1, covariates + 1))
+        self._slope_NMK = np.zeros((series, models, covariates))
+        self._residual_NM = np.zeros((series, models))
+        self._low_NMK = np.zeros((series, models, covariates))
+        self._high_NMK = np.zeros((series, models, covariates))
 
     def update(self, now: Moment) -> None:
         """Learn from the newest values and the covariates of the same step."""
+        if now.covariates_NK is None:
+            return
+        known_N = np.isfinite(now.observed_N) & np.isfinite(now.covariates_NK).all(axis=1)
+        self._newest_NK = np.where(known_N[:, None], now.covariates_NK, self._newest_NK)
+        self._look_at_signs(now.values_N, known_N)
+        seen_NMU = self._seen_NMU(self._newest_NK, now.values_N)
+        self._count_N += known_N
+        first_N = known_N & (self._count_N == 1)
+        given_NMK = seen_NMU[..., :-1]
+        self._mean_NMU[first_N] = seen_NMU[first_N]
+        self._low_NMK = np.where(first_N[:, None, None], given_NMK, np.minimum(self._low_NMK, given_NMK))
+        self._high_NMK = np.where(first_N[:, None, None], given_NMK, np.maximum(self._high_NMK, given_NMK))
+        error_NM = seen_NMU[..., -1] - self._said_NM(given_NMK)
+        self._residual_NM += np.where(known_N, _RESIDUAL_WEIGHT, 0.0)[:, None] * (error_NM - self._residual_NM)
+        least_N = 1.0 / np.maximum(self._count_N, 1.0)  # means of all, until there are enough
+        away_NMU = seen_NMU - self._mean_NMU
+        mean_weight_N = np.where(known_N, np.maximum(_MEAN_WEIGHT, least_N), 0.0)
+        self._mean_NMU += mean_weight_N[:, None, None] * away_NMU
+        weight_N111 = np.where(known_N, np.maximum(_SLOPE_WEIGHT, least_N), 0.0)[:, None, None, None]
+        self._covariance_NMUU += weight_N111 * away_NMU[..., None] * away_NMU[..., None, :]
+        self._covariance_NMUU *= 1.0 - weight_N111
+        self._solve()
+
+    def points_NMJ(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:  # noqa: ARG002
+        """Forecasts made ``now``, in the unit of the series."""
+        newest_NJK = np.repeat(self._newest_NK[:, None], self._columns, axis=1)
+        upcoming_NJK = newest_NJK if upcoming_NJK is None else upcoming_NJK
+        upcoming_NJK = np.where(np.isfinite(upcoming_NJK), upcoming_NJK, newest_NJK)
+        points_NMJ = np.empty((len(newest_NJK), len(self.names), self._columns))
+        for j in range(self._columns):
+            given_NMK = self._seen_NMU(upcoming_NJK[:, j], np.ones(len(newest_NJK)))[..., :-1]
+            points_NMJ[:, :, j] = self._said_NM(given_NMK) + self._residual_NM
+        product_NJ = np.exp(np.clip(points_NMJ[:, 1], -700.0, 700.0))
+        points_NMJ[:, 1] = np.where(self._positive_N[:, None], product_NJ, points_NMJ[:, 0])
+        return points_NMJ
+
+    def _look_at_signs(self, values_N: Array, known_N: Flags) -> None:
+        """Where a covariate turns out not to be positive always, forget what its logarithm did."""
+        self._positive_N &= ~known_N | (values_N > 0.0)
+        turned_NK = self._positive_NK & (self._newest_NK <= 0.0) & known_N[:, None]
+        for n, k in np.argwhere(turned_NK):  # at most once for each
+            self._positive_NK[n, k] = False
+            newest = self._newest_NK[n, k]
+            self._mean_NMU[n, 1, k] = self._low_NMK[n, 1, k] = self._high_NMK[n, 1, k] = newest
+            self._covariance_NMUU[n, 1, k, :] = self._covariance_NMUU[n, 1, :, k] = 0.0
+
+    def _seen_NMU(self, covariates_NK: Array, values_N: Array) -> Array:
+        """Covariates and values as each regression sees them."""
+        plain_NU = np.column_stack([covariates_NK, values_N])
+        by_log_NU = np.column_stack([self._positive_NK, self._positive_N]) & (plain_NU > 0.0)
+        return np.stack([plain_NU, np.where(by_log_NU, np.log(np.maximum(plain_NU, 1e-300)), plain_NU)], axis=1)
+
+    def _said_NM(self, given_NMK: Array) -> Array:
+        reach_NMK = _BEYOND * (self._high_NMK - self._low_NMK)
+        given_NMK = np.clip(given_NMK, self._low_NMK - reach_NMK, self._high_NMK + reach_NMK)
+        away_NMK = given_NMK - self._mean_NMU[..., :-1]
+        return self._mean_NMU[..., -1] + (self._slope_NMK * away_NMK).sum(axis=2)
+
+    def _solve(self) -> None:
+        inner_NMKK = self._covariance_NMUU[..., :-1, :-1].copy()
+        diagonal = np.arange(inner_NMKK.shape[2])
+        strength_N11 = _RIDGE / np.maximum(self._count_N, 1.0)[:, None, None]
+        inner_NMKK[..., diagonal, diagonal] *= 1.0 + strength_N11
+        inner_NMKK[..., diagonal, diagonal] += 1e-150  # covariates that never changed
+        outer_NMK1 = self._covariance_NMUU[..., :-1, -1:]
+        self._slope_NMK = np.linalg.solve(inner_NMKK, outer_NMK1)[..., 0]
