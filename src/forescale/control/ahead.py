@@ -45,13 +45,13 @@ def _react_to_memory(state: ControlState, config: ControlConfig) -> Reaction:
     try:
         plan = _holding(state, sorted(short, key=lambda step: -max(short[step].values())), first, config)
     except InfeasiblePlan as error:
-        return _decided(state, Stop(reason=f"{need}: {error}"), Trigger.MEMORY)
+        return _decided(state, Stop(reason=f"{need}: {error}"), Trigger.MEMORY, config)
     if plan is None:
         return state, ()
     change = changes(_plan_for(state, first), plan)
     reason = f"{need}; from step {first} on: {change}"
     command = Repartition(plan=plan, reason=reason, before_step=first)
-    return _decided(state, command, Trigger.MEMORY)
+    return _decided(state, command, Trigger.MEMORY, config)
 
 
 def _holding(
@@ -108,7 +108,8 @@ def _for_run(
         state = replace(state, moved_steps=moved(state, policy))
     batches = shape(bindings[0], config.planner)
     reason = f"batches of {batches} from step {first} on: {choice.sentence(expected)}"
-    return _decided(state, Repartition(plan=choice.plan, reason=reason, before_step=first), Trigger.LOAD)
+    command = Repartition(plan=choice.plan, reason=reason, before_step=first)
+    return _decided(state, command, Trigger.LOAD, config)
 
 
 def _for_mixture(state: ControlState, bindings: list[Binding], config: ControlConfig) -> Reaction:
@@ -126,7 +127,7 @@ def _for_mixture(state: ControlState, bindings: list[Binding], config: ControlCo
         return state, ()
     state = replace(state, moved_steps=moved(state, policy), reviews=0)
     reason = f"mean of {len(sample)} batches of changing shape: {choice.sentence(steps)}"
-    return _decided(state, Repartition(plan=choice.plan, reason=reason), Trigger.LOAD)
+    return _decided(state, Repartition(plan=choice.plan, reason=reason), Trigger.LOAD, config)
 
 
 def _plan_for(state: ControlState, step: int) -> PartitionPlan:
@@ -145,9 +146,11 @@ def _contiguous(state: ControlState) -> list[int]:
     return steps
 
 
-def _decided(state: ControlState, command: Repartition | Stop, trigger: Trigger) -> Reaction:
+def _decided(
+    state: ControlState, command: Repartition | Stop, trigger: Trigger, config: ControlConfig
+) -> Reaction:
     pending = state.pending
     if isinstance(command, Repartition):
-        command = pending = replace(command, reason=with_expected_use(command.reason, state))
+        command = pending = replace(command, reason=with_expected_use(command.reason, state, config.planner))
     decision = Decision(step=state.next_step, trigger=trigger, acted=True, reason=command.reason)
     return replace(state, decision=decision, pending=pending), (command,)
