@@ -1,4 +1,4 @@
-"""Whatever a series does, its forecasts are finite, ascending, not below their bound, and survive a restart."""
+"""Whatever a series does, forecasts are finite, ascending, not below their bound, and survive a restart."""
 
 from __future__ import annotations
 

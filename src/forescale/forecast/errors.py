@@ -35,7 +35,7 @@ class ErrorWindows:
     learned = ("_errors_NMJW", "quantiles_NMJL")
 
     def __init__(
-        self, series: int, forecasts: int, targets: Targets, levels_L: Array, *, window: int = 128
+        self, series: int, forecasts: int, targets: Targets, levels_L: Array, *, window: int = 96
     ) -> None:
         leads_J = targets.lead_steps_J
         shape = (series, forecasts, len(leads_J))

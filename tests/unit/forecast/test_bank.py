@@ -115,7 +115,7 @@ def test_upper_quantiles_cover_after_a_lasting_change_of_noise() -> None:
     for t in range(895):
         bank.update(values_TN[t])
         if t >= 500:
-            missed.append(values_TN[[t + 1, t + 5]].T > bank.predict()[:, :, 1])
+            missed.append(bank.predict()[:, :, 1] < values_TN[[t + 1, t + 5]].T)
     assert np.mean(missed, axis=(0, 1)) == pytest.approx(0.05, abs=0.025)
 
 
