@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from forescale.forecast.ensemble import EnsembleForecaster
 LEVELS = (0.1, 0.5, 0.9, 0.95)
 
 
-def small_bank(series: int = 2, **options) -> ForecasterBank:
+def small_bank(series: int = 2, **options: Any) -> ForecasterBank:
     return ForecasterBank(series, 60.0, (1, 4), LEVELS, **options)
 
 
@@ -179,9 +180,9 @@ def test_state_of_another_bank_is_refused() -> None:
         {"season_steps": 0},
     ],
 )
-def test_wrong_arguments_are_refused(options: dict) -> None:
+def test_wrong_arguments_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidInput):
-        ForecasterBank(**{"series": 1, "step_s": 1.0, **options})
+        ForecasterBank(**({"series": 1, "step_s": 1.0} | options))
 
 
 def test_values_of_another_number_of_series_are_refused() -> None:
