@@ -181,8 +181,9 @@ def test_state_of_another_bank_is_refused() -> None:
     ],
 )
 def test_wrong_arguments_are_refused(options: dict[str, Any]) -> None:
+    arguments: dict[str, Any] = {"series": 1, "step_s": 1.0, **options}
     with pytest.raises(InvalidInput):
-        ForecasterBank(**({"series": 1, "step_s": 1.0} | options))
+        ForecasterBank(**arguments)
 
 
 def test_values_of_another_number_of_series_are_refused() -> None:
