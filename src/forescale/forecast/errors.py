@@ -13,7 +13,10 @@ from forescale.forecast.members.member import SmallArray, Targets
 
 # Errors to start with, in spreads: about those of a Gaussian. Real ones take their places.
 _FIRST = np.array([-1.6, -0.8, -0.3, 0.0, 0.3, 0.8, 1.6])
-_DENSITY = 8  # errors kept per lead time
+_DENSITY, _PEAK_DENSITY = (
+    8,
+    3,
+)  # errors kept per lead time: maxima of overlapping stretches are the same for long
 _LARGEST = 50.0  # spreads; what is beyond (a burst after idleness) says nothing about sizes
 
 
@@ -35,13 +38,15 @@ class ErrorWindows:
     learned = ("_errors_NMJW", "quantiles_NMJL")
 
     def __init__(
-        self, series: int, forecasts: int, targets: Targets, levels_L: Array, *, window: int = 128
+        self, series: int, forecasts: int, targets: Targets, levels_L: Array, *, window: int = 96
     ) -> None:
         leads_J = targets.lead_steps_J
         shape = (series, forecasts, len(leads_J))
         self._levels_L = levels_L
         self._window = window
-        self._stride_J = np.maximum(leads_J // _DENSITY, 1)
+        self._stride_J = np.where(
+            targets.peak_J, -(-leads_J // _PEAK_DENSITY), np.maximum(leads_J // _DENSITY, 1)
+        )
         self._errors_NMJW = np.full((*shape, window), np.nan, dtype=np.float16)
         self._errors_NMJW[..., : len(_FIRST)] = _FIRST * np.minimum(leads_J[:, None], 16) ** 0.25
         self.quantiles_NMJL = np.zeros((*shape, len(levels_L)), dtype=np.float32)
