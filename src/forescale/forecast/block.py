@@ -178,7 +178,7 @@ class SeriesBlock:
         target_NJ = np.where(self._targets.peak_J, peaks_NR[:, leads_J - 1], recent_NR[:, :1])
         anchor = self._local.anchor(self._step - leads_J)
         self._due_NJ = (target_NJ - anchor.level) / anchor.scale
-        due_NJ = self._due_NJ.astype(np.float32)
+        due_NJ: SmallArray = self._due_NJ.astype(np.float32)
         points_NPJ = self._points.due(self._step).swapaxes(1, 2)[:, self._point_P]
         spread_NPJ = self._spread(points_NPJ, anchor)
         error_NPJ = due_NJ[:, None] - points_NPJ
@@ -189,8 +189,8 @@ class SeriesBlock:
         self._levels.learn(due_NJ, self._issued.due(self._step))
         # After idleness the scale of then says nothing about errors of now.
         floor_NJ = 0.1 * self._local.scale_N[:, None] / anchor.scale
-        spread_NPJ = np.maximum(spread_NPJ, floor_NJ[:, None].astype(np.float32))
-        self._errors.append(error_NPJ / spread_NPJ, self._step)
+        error_NPJ /= np.maximum(spread_NPJ, floor_NJ[:, None].astype(np.float32))
+        self._errors.append(error_NPJ, self._step)
 
     def _forecast(self, upcoming_NJK: Array | None) -> None:
         now = self._now()

@@ -45,9 +45,11 @@ class AdaptiveLevels:
         # Few independent errors are known of long leads, so tails begin a little wider.
         wide_L = np.where(levels_L >= _UPPER, 0.002 / (1.0 - levels_L), 0.0)
         wide_J = 1.0 + np.where(targets.peak_J, np.log(leads_J) / 2.0, 0.0)
-        self._moved_NJL = np.broadcast_to(wide_J[:, None] * wide_L, (series, len(leads_J), len(levels_L))).copy()
+        self._moved_NJL = np.broadcast_to(
+            wide_J[:, None] * wide_L, (series, len(leads_J), len(levels_L))
+        ).copy()
 
-    def learn(self, due_NJ: Array, issued_NJL: SmallArray) -> None:
+    def learn(self, due_NJ: SmallArray, issued_NJL: SmallArray) -> None:
         """Take targets and what was issued for them; NaN where either is unknown."""
         known_NJ = np.isfinite(due_NJ) & np.isfinite(issued_NJL[..., 0])
         missed_NJL = due_NJ[..., None] > issued_NJL

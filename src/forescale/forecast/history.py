@@ -12,7 +12,7 @@ from forescale.forecast.forecaster import Array
 
 
 class RecentValues:
-    """A ring of values; float32 relative to each series' first value, so that large levels keep small changes.
+    """A ring of values, relative to each series' first one: so large levels keep their small changes.
 
     Args:
         series: N.
@@ -46,7 +46,9 @@ class RecentValues:
         ago_NX = np.minimum(ago_NX, self.steps - 1)
         ends_X = (1,) * (ago_NX.ndim - 1)
         rows_N = np.arange(len(ago_NX)).reshape(-1, *ends_X)
-        values_NX = self._ring_NC[rows_N, (self._next - 1 - ago_NX) % self._ring_NC.shape[1]].astype(np.float64)
+        values_NX = self._ring_NC[rows_N, (self._next - 1 - ago_NX) % self._ring_NC.shape[1]].astype(
+            np.float64
+        )
         return values_NX + self._origin_N.reshape(-1, *ends_X)
 
     def last(self, steps: int) -> Array:

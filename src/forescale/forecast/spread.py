@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from forescale.forecast.forecaster import Array
+from forescale.forecast.members.member import SmallArray
 
 _LEVEL = 0.1  # weight of the newest value in the local level
 _SHORT, _LONG = 0.03, 0.002  # weights of the newest deviation in the spreads
@@ -19,7 +21,7 @@ _TINY = 1e-12
 
 
 class Anchor(NamedTuple):
-    """What a forecast is relative to; all of shape N, or NJ where targets were forecast at different times."""
+    """What forecasts are relative to, NJ each: that of the moment a target was forecast at."""
 
     level: Array
     scale: Array
@@ -60,8 +62,10 @@ class LocalScale:
         # The first value strays from nothing.
         counts_N = known_N & (seen_N > 1)
         first_N = 1.0 / np.maximum(seen_N - 1.0, 1.0)
-        for weight, spread_N in ((_SHORT, self._short_N), (_LONG, self._long_N)):
-            spread_N += np.where(counts_N, np.maximum(weight, first_N), 0.0) * (strayed_N - spread_N)
+        short_N = np.where(counts_N, np.maximum(_SHORT, first_N), 0.0)
+        self._short_N = self._short_N + short_N * (strayed_N - self._short_N)
+        long_N = np.where(counts_N, np.maximum(_LONG, first_N), 0.0)
+        self._long_N = self._long_N + long_N * (strayed_N - self._long_N)
         place = step % self._anchors_NRA.shape[1]
         self._anchors_NRA[:, place] = np.stack((self.level_N, self.scale_N, self.size_N), axis=1)
 
@@ -70,18 +74,18 @@ class LocalScale:
         floor_N = np.maximum(_LONG_SHARE * self._long_N, _LEVEL_SHARE * self.size_N)
         return np.maximum(self._short_N, floor_N) + _TINY
 
-    def anchor(self, step_J: Array | np.ndarray) -> Anchor:
-        """Level, scale and size after these steps, NJ each."""
-        anchor_NJA = self._anchors_NRA[:, np.asarray(step_J) % self._anchors_NRA.shape[1]]
+    def anchor(self, step_J: npt.NDArray[np.int64]) -> Anchor:
+        """Level, scale and size after these steps; NaN before the first one."""
+        anchor_NJA = self._anchors_NRA[:, step_J % self._anchors_NRA.shape[1]]
         return Anchor(*np.moveaxis(anchor_NJA, -1, 0))
 
 
-def root_spread(points_NMJ: np.ndarray, anchor: Anchor) -> Array:
+def root_spread(points_NMJ: SmallArray, anchor: Anchor) -> Array:
     """How far values stray from such points, in scales of the anchor: with the root of the point.
 
     Counts do: they are nearly Poisson. Points are relative to the anchor.
     """
     level_N1J, scale_N1J = anchor.level[:, None], anchor.scale[:, None]
     size_N1J = anchor.size[:, None] + 0.1 * scale_N1J
-    points_NMJ = np.abs(level_N1J + points_NMJ * scale_N1J)
-    return np.sqrt((points_NMJ + 0.1 * size_N1J) * size_N1J) / scale_N1J
+    magnitude_NMJ = np.abs(level_N1J + points_NMJ * scale_N1J)
+    return np.sqrt((magnitude_NMJ + 0.1 * size_N1J) * size_N1J) / scale_N1J

@@ -112,7 +112,7 @@ class Member(Protocol):
 class PointMember(Member, Protocol):
     """Says where the targets will be."""
 
-    def points_NMJ(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:  # noqa: N802 - says its axes
+    def points_NMJ(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:
         """Forecasts made ``now``, in the unit of the series; `update` has seen the same moment.
 
         ``upcoming_NJK`` are the covariates of the steps that the targets are at, None where unknown.
@@ -123,6 +123,6 @@ class PointMember(Member, Protocol):
 class QuantileMember(Member, Protocol):
     """Says the quantiles of the targets, at the levels its constructor was given."""
 
-    def quantiles_NMJL(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:  # noqa: N802 - says its axes
+    def quantiles_NMJL(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:
         """Forecasts made ``now``, in the unit of the series; the bank sorts them along L."""
         ...

@@ -38,7 +38,15 @@ class RidgeRegression:
         covariates: K.
     """
 
-    learned = ("_level_NF", "_product_NJFG", "_moment_NJF", "_waiting", "_center_NK", "_width_NK", "_known_NK")
+    learned = (
+        "_level_NF",
+        "_product_NJFG",
+        "_moment_NJF",
+        "_waiting",
+        "_center_NK",
+        "_width_NK",
+        "_known_NK",
+    )
 
     def __init__(
         self, series: int, targets: Targets, *, seasons: Sequence[Seasons] = (), covariates: int = 0
