@@ -32,6 +32,19 @@ LONGEST_MSTL_SEASON = 500  # one of 1,440 steps takes 4 s a fit
 SHORTEST_WINDOW = 5  # values a window of an autoscaler holds at least
 
 
+CHEAP = ("seasonal naive", "moving maximum (HPA)", "moving mean (Knative)")
+LEARNED = ("LSTM, normalised", "LSTM as usual", "LightGBM, normalised")
+
+
+def origins_of(name: str, refits: int) -> int | None:
+    """Origins a contender is asked at: as many as it has time for. None for every one there is.
+
+    A burst that one of sixty origins sees can be most of a loss, so those that are not fitted at each are
+    asked at more.
+    """
+    return {**dict.fromkeys(CHEAP), **dict.fromkeys(LEARNED, 5 * refits)}.get(name, refits)
+
+
 def contenders(quick: bool) -> dict[str, Callable[[Series], Contender | None]]:
     """By name; a maker answers None where the baseline is not to be had."""
     cheap: dict[str, Callable[[Series], Contender | None]] = {
