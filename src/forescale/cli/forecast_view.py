@@ -157,7 +157,7 @@ def _quantiles(found: Forecast, title: str, quantiles_HL: Array, style: str) -> 
 def _style(found: Forecast) -> str:
     """How figures are written, all alike: with four digits for the largest."""
     largest = float(np.abs(found.quantiles_HL).max())
-    if not largest:
+    if not largest or not np.nanmax(np.abs(found.series.values_T)):
         return ".1f"
     decimals = max(0, 3 - floor(log10(largest)))
     return ".4g" if largest >= 1e12 or decimals > 9 else f",.{decimals}f"

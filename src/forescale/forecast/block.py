@@ -225,7 +225,7 @@ class SeriesBlock:
             asked_NMJL = np.sort(self._relative(asked_NMJL, level_N111, scale_N111), axis=-1)
             self._quantiles.put(self._step, asked_NMJL.swapaxes(1, 2))
             said_NMJL = np.concatenate((said_NMJL, asked_NMJL), axis=1)
-        return said_NMJL
+        return said_NMJL.astype(np.float32, copy=False)
 
     def _spread(self, points_NPJ: SmallArray, anchor: Anchor) -> SmallArray:
         spread_NPJ = np.ones(points_NPJ.shape, dtype=np.float32)
