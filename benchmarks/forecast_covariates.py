@@ -35,7 +35,7 @@ from forescale.forecast.level import LevelForecaster
 from forescale.forecast.scoring import weighted_quantile_loss
 from forescale.plan.partition_plan import PartitionPlan
 
-STEPS, WARM_UP, ROWS = 400, 40, 8
+STEPS, WARM_UP, ROWS = 240, 40, 8
 LENGTHS = (32, 64, 128, 256)
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 
@@ -118,7 +118,9 @@ def predictions(planner: Planner, plan: PartitionPlan, binding: Binding) -> Mapp
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--log", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/forecast_covariates.md"))
     asked = parser.parse_args()
@@ -131,7 +133,11 @@ def main() -> None:
                 score.take(value, {"predicted": predicted})
     names = list(contenders())
     rows = [
-        [quantity, *(f"{by[name].loss:.4f}" for name in names), f"{by[names[-1]].loss / by[names[0]].loss:.2f}"]
+        [
+            quantity,
+            *(f"{by[name].loss:.4f}" for name in names),
+            f"{by[names[-1]].loss / by[names[0]].loss:.2f}",
+        ]
         for quantity, by in sorted(scores.items())
     ]
     steps = sum(len(by[names[0]].came) for by in scores.values())
