@@ -75,7 +75,8 @@ class CovariateRegression:
 
     names = ("covariates_sum", "covariates_product")
     learned = (
-        "_count_N", "_newest_NK", "_positive_NK", "_positive_N", "_mean_NMU", "_covariance_NMUU", "_slope_NMK",
+        "_count_N", "_newest_NK", "_positive_NK", "_positive_N", "_mean_NMU", "_covariance_NMUU",
+        "_slope_NMK",
         "_residual_NM", "_low_NMK", "_high_NMK",
     )  # fmt: skip
 
