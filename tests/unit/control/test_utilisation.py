@@ -104,6 +104,7 @@ def test_a_batch_of_another_shape_is_expected_to_use_what_such_a_batch_does() ->
     before, after = expected_use(known.state, planner), expected_use(longer, planner)
     for report in seen.stages:
         busy = (report.forward_s + report.backward_s + report.optimizer_s) / seen.step_s
-        assert after[report.device].busy_L[0] == pytest.approx(busy, rel=0.05)
-        assert after[report.device].memory_L[0] > 1.1 * before[report.device].memory_L[0]
+        wrong_before, wrong_after = (abs(use[report.device].busy_L[0] - busy) for use in (before, after))
+        assert wrong_after < min(wrong_before, 0.1 * busy)
+        assert after[report.device].memory_L[0] > before[report.device].memory_L[0]
         assert after[report.device].memory_L[0] == pytest.approx(report.memory_bytes / GB, rel=0.05)
