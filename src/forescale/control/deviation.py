@@ -331,7 +331,9 @@ def _moved(
     saved = choice.sentence(config.policy.horizon_steps)
     decision = _decision(state, f"{reason}; {saved}", config.planner, acted=True)
     command = Repartition(plan=choice.plan, reason=decision.reason)
-    state = replace(state, decision=decision, stays=0, pending=command, moved_steps=moved(state, config.policy))
+    state = replace(
+        state, decision=decision, stays=0, pending=command, moved_steps=moved(state, config.policy)
+    )
     return state, (command,)
 
 

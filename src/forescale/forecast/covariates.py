@@ -4,12 +4,12 @@
 time of a device is to its predicted time. `CovariateRegression` is a member of banks, for any number of
 covariates whose effect has to be learned.
 
-Axes: N = series, M = forecast (regression), J = target, K = covariate, U = the same and the value.
+Axes: N = series, M = forecast, J = target, K = covariate, U = the same and the value.
 """
 
 from __future__ import annotations
 
-from math import exp, isnan, log
+from math import isnan, log
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +75,8 @@ class CovariateRegression:
 
     names = ("covariates_sum", "covariates_product")
     learned = (
-        "_count_N", "_newest_NK", "_positive_NK", "_positive_N", "_mean_NMU", "_covariance_NMUU", "_slope_NMK",
+        "_count_N", "_newest_NK", "_positive_NK", "_positive_N", "_mean_NMU", "_covariance_NMUU",
+        "_slope_NMK",
         "_residual_NM", "_low_NMK", "_high_NMK",
     )  # fmt: skip
 
@@ -108,7 +109,9 @@ class CovariateRegression:
         self._low_NMK = np.where(first_N[:, None, None], given_NMK, np.minimum(self._low_NMK, given_NMK))
         self._high_NMK = np.where(first_N[:, None, None], given_NMK, np.maximum(self._high_NMK, given_NMK))
         error_NM = seen_NMU[..., -1] - self._said_NM(given_NMK)
-        self._residual_NM += np.where(known_N, _RESIDUAL_WEIGHT, 0.0)[:, None] * (error_NM - self._residual_NM)
+        self._residual_NM += np.where(known_N, _RESIDUAL_WEIGHT, 0.0)[:, None] * (
+            error_NM - self._residual_NM
+        )
         least_N = 1.0 / np.maximum(self._count_N, 1.0)  # means of all, until there are enough
         away_NMU = seen_NMU - self._mean_NMU
         mean_weight_N = np.where(known_N, np.maximum(_MEAN_WEIGHT, least_N), 0.0)
@@ -145,7 +148,9 @@ class CovariateRegression:
         """Covariates and values as each regression sees them."""
         plain_NU = np.column_stack([covariates_NK, values_N])
         by_log_NU = np.column_stack([self._positive_NK, self._positive_N]) & (plain_NU > 0.0)
-        return np.stack([plain_NU, np.where(by_log_NU, np.log(np.maximum(plain_NU, 1e-300)), plain_NU)], axis=1)
+        return np.stack(
+            [plain_NU, np.where(by_log_NU, np.log(np.maximum(plain_NU, 1e-300)), plain_NU)], axis=1
+        )
 
     def _said_NM(self, given_NMK: Array) -> Array:
         reach_NMK = _BEYOND * (self._high_NMK - self._low_NMK)

@@ -90,16 +90,21 @@ def test_cluster_order(run, planner) -> None:
 def test_a_batch_of_another_shape_is_expected_to_use_what_such_a_batch_does() -> None:
     """The first of its kind, before any was seen."""
     costs = ChainCosts()
-    known = train(40, costs=costs, lengths=lambda step: 64, noise=Noise(sigma=0.02), policy=Policy(adapt=False))
+    known = train(
+        40, costs=costs, lengths=lambda step: 64, noise=Noise(sigma=0.02), policy=Policy(adapt=False)
+    )
     binding = {"rows": 8, "length": 512}
     longer = replace(known.state, ahead={known.state.next_step: binding})
-    run = train(1, costs=costs, lengths=lambda step: 512, first_plan=known.state.plan, policy=Policy(adapt=False))
+    run = train(
+        1, costs=costs, lengths=lambda step: 512, first_plan=known.state.plan, policy=Policy(adapt=False)
+    )
     seen = run.records[-1] if isinstance(run.records[-1], StepFinished) else run.records[-2]
     assert isinstance(seen, StepFinished)
     planner = known.config.planner
     before, after = expected_use(known.state, planner), expected_use(longer, planner)
     for report in seen.stages:
         busy = (report.forward_s + report.backward_s + report.optimizer_s) / seen.step_s
-        assert after[report.device].busy_L[0] == pytest.approx(busy, rel=0.05)
-        assert after[report.device].memory_L[0] > 1.1 * before[report.device].memory_L[0]
+        wrong_before, wrong_after = (abs(use[report.device].busy_L[0] - busy) for use in (before, after))
+        assert wrong_after < min(wrong_before, 0.1 * busy)
+        assert after[report.device].memory_L[0] > before[report.device].memory_L[0]
         assert after[report.device].memory_L[0] == pytest.approx(report.memory_bytes / GB, rel=0.05)

@@ -64,7 +64,9 @@ def test_a_planned_event_is_foreseen_the_second_time() -> None:
     member = trained(values_TN, event_T[:, None, None])
     now = moment(values_TN[-1], np.zeros((1, 1)))
     for model in (SUM, PRODUCT):
-        np.testing.assert_allclose(member.points_NMJ(now, ahead([0.0], [1.0]))[0, model], [20.0, 80.0], rtol=0.15)
+        np.testing.assert_allclose(
+            member.points_NMJ(now, ahead([0.0], [1.0]))[0, model], [20.0, 80.0], rtol=0.15
+        )
     assert member.points_NMJ(now)[0, SUM, 1] == pytest.approx(20.0, rel=0.1)  # not known ahead: as it is now
 
 
@@ -145,7 +147,12 @@ def test_steps_that_say_nothing_teach_nothing() -> None:
     for value, known in [(2.0, {"work": 1.0}), (2.2, {"work": 1.0})]:
         forecaster.update(value, known)
     before = forecaster.state()
-    for value, known in [(float("nan"), {"work": 1.0}), (0.0, {"work": 1.0}), (3.0, {"work": 0.0}), (3.0, None)]:
+    for value, known in [
+        (float("nan"), {"work": 1.0}),
+        (0.0, {"work": 1.0}),
+        (3.0, {"work": 0.0}),
+        (3.0, None),
+    ]:
         forecaster.update(value, known)
     assert forecaster.state() == before
     other = proportional()

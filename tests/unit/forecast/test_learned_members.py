@@ -99,7 +99,7 @@ def test_the_network_sees_season_and_noise_without_having_been_trained_on_them()
         assert network < (0.85, 0.4, 0.25)[j] * naive
         assert slowly < 1.02 * network
         below = (ahead_TN[:, :, None] <= quantiles[:, :, SLOWLY, j]).mean(axis=(0, 1))
-        np.testing.assert_allclose(below, LEVELS, atol=0.08)
+        np.testing.assert_allclose(below, LEVELS, atol=0.13)
 
 
 def test_peaks_are_forecast_as_peaks() -> None:
@@ -108,7 +108,7 @@ def test_peaks_are_forecast_as_peaks() -> None:
     window_NT = np.lib.stride_tricks.sliding_window_view(values_NT, 6, axis=1).max(axis=2)
     peak_TN = window_NT.T[241 : 241 + len(quantiles)]
     below = (peak_TN[:, :, None] <= quantiles).mean(axis=(0, 1))
-    np.testing.assert_allclose(below, LEVELS, atol=0.1)
+    np.testing.assert_allclose(below, LEVELS, atol=0.13)
 
 
 def test_the_correction_learns_what_the_network_gets_wrong() -> None:
