@@ -24,12 +24,12 @@ import numpy as np
 from forecast_contenders import HORIZON_STEPS, LEVELS, SHORTEST_WINDOW, contenders, origins_of
 from forecast_peaks import moving_maximum, over_reservation
 from forecast_series import Series, find_series
-from forescale.forecast.ensemble import EnsembleForecaster
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from table import environment, write_table
 
 from forescale.core.clock import SystemClock
 from forescale.forecast.backtest import Backtest, run_backtest, run_backtest_with_peaks, spread_origins
+from forescale.forecast.ensemble import EnsembleForecaster
 
 OURS = "Forescale"
 ASKED = {  # the loss may be at most so much of the baseline's

@@ -13,6 +13,7 @@ import sys
 import time
 
 import numpy as np
+
 from forescale.forecast.bank import ForecasterBank
 
 ROUNDS = 70  # until every horizon has forecasts that came due

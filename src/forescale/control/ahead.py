@@ -45,13 +45,13 @@ def _react_to_memory(state: ControlState, config: ControlConfig) -> Reaction:
     try:
         plan = _holding(state, sorted(short, key=lambda step: -max(short[step].values())), first, config)
     except InfeasiblePlan as error:
-        return _decided(state, Stop(reason=f"{need}: {error}"), Trigger.MEMORY, config)
+        return _decided(state, Stop(reason=f"{need}: {error}"), Trigger.MEMORY)
     if plan is None:
         return state, ()
     change = changes(_plan_for(state, first), plan)
     reason = f"{need}; from step {first} on: {change}"
     command = Repartition(plan=plan, reason=reason, before_step=first)
-    return _decided(state, command, Trigger.MEMORY, config)
+    return _decided(state, command, Trigger.MEMORY)
 
 
 def _holding(
@@ -108,8 +108,7 @@ def _for_run(
         state = replace(state, moved_steps=moved(state, policy))
     batches = shape(bindings[0], config.planner)
     reason = f"batches of {batches} from step {first} on: {choice.sentence(expected)}"
-    command = Repartition(plan=choice.plan, reason=reason, before_step=first)
-    return _decided(state, command, Trigger.LOAD, config)
+    return _decided(state, Repartition(plan=choice.plan, reason=reason, before_step=first), Trigger.LOAD)
 
 
 def _for_mixture(state: ControlState, bindings: list[Binding], config: ControlConfig) -> Reaction:
@@ -127,7 +126,7 @@ def _for_mixture(state: ControlState, bindings: list[Binding], config: ControlCo
         return state, ()
     state = replace(state, moved_steps=moved(state, policy), reviews=0)
     reason = f"mean of {len(sample)} batches of changing shape: {choice.sentence(steps)}"
-    return _decided(state, Repartition(plan=choice.plan, reason=reason), Trigger.LOAD, config)
+    return _decided(state, Repartition(plan=choice.plan, reason=reason), Trigger.LOAD)
 
 
 def _plan_for(state: ControlState, step: int) -> PartitionPlan:
@@ -146,11 +145,9 @@ def _contiguous(state: ControlState) -> list[int]:
     return steps
 
 
-def _decided(
-    state: ControlState, command: Repartition | Stop, trigger: Trigger, config: ControlConfig
-) -> Reaction:
+def _decided(state: ControlState, command: Repartition | Stop, trigger: Trigger) -> Reaction:
     pending = state.pending
     if isinstance(command, Repartition):
-        command = pending = replace(command, reason=with_expected_use(command.reason, state, config.planner))
+        command = pending = replace(command, reason=with_expected_use(command.reason, state))
     decision = Decision(step=state.next_step, trigger=trigger, acted=True, reason=command.reason)
     return replace(state, decision=decision, pending=pending), (command,)

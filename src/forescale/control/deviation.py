@@ -152,12 +152,12 @@ def _replan(
     if choice is not None and not fits(choice.plan, bindings, config.planner):
         choice = None
     if choice is None or not choice.worthwhile(policy.horizon_steps, asked.gain, policy.move_margin):
-        return _stayed(planned, choice, reason, asked, config), ()
+        return _stayed(planned, choice, reason, asked, policy), ()
     missing_steps = asked.patience_steps - _missed_steps(state, choice, estimates, config.planner)
     if missing_steps > 0:
         lasting_steps = ceil(missing_steps * choice.then_s / choice.gain_s)
-        return _waited(state, estimates, choice, reason, lasting_steps, config), ()
-    return _moved(planned, choice, reason, config)
+        return _waited(state, estimates, choice, reason, lasting_steps, policy), ()
+    return _moved(planned, choice, reason, policy)
 
 
 def _in_view(state: ControlState) -> list[Binding]:
@@ -293,16 +293,15 @@ def _lately(state: ControlState, policy: Policy) -> bool:
 
 
 def _stayed(
-    state: ControlState, choice: Choice | None, reason: str, asked: _Asked, config: ControlConfig
+    state: ControlState, choice: Choice | None, reason: str, asked: _Asked, policy: Policy
 ) -> ControlState:
-    policy = config.policy
     found = "the plan in force is still the best that fits"
     if choice is not None:
         bar = f"{asked.gain:.0%} of a step, {policy.move_margin:.0%} over the cost"
         found = f"not worth it (asked: {bar}) would be {choice.sentence(policy.horizon_steps)}"
     return replace(
         state,
-        decision=_decision(state, f"{reason}; {found}", config.planner, acted=False),
+        decision=_decision(state, f"{reason}; {found}", acted=False),
         stays=min(state.stays + 1, _MAX_STAYS),
     )
 
@@ -313,30 +312,28 @@ def _waited(
     choice: Choice,
     reason: str,
     lasting_steps: int,
-    config: ControlConfig,
+    policy: Policy,
 ) -> ControlState:
     """As it was: what may pass is not planned with."""
-    saved = choice.sentence(config.policy.horizon_steps)
-    found = f"if that lasts {spell_count(lasting_steps, 'more step')}: {saved}"
+    found = (
+        f"if that lasts {spell_count(lasting_steps, 'more step')}: {choice.sentence(policy.horizon_steps)}"
+    )
     return replace(
         state,
-        decision=_decision(state, f"{reason}; {found}", config.planner, acted=False),
+        decision=_decision(state, f"{reason}; {found}", acted=False),
         waiting=Waiting(until_step=state.next_step + lasting_steps, estimates=estimates),
     )
 
 
 def _moved(
-    state: ControlState, choice: Choice, reason: str, config: ControlConfig
+    state: ControlState, choice: Choice, reason: str, policy: Policy
 ) -> tuple[ControlState, tuple[Command, ...]]:
-    saved = choice.sentence(config.policy.horizon_steps)
-    decision = _decision(state, f"{reason}; {saved}", config.planner, acted=True)
+    decision = _decision(state, f"{reason}; {choice.sentence(policy.horizon_steps)}", acted=True)
     command = Repartition(plan=choice.plan, reason=decision.reason)
-    state = replace(
-        state, decision=decision, stays=0, pending=command, moved_steps=moved(state, config.policy)
-    )
+    state = replace(state, decision=decision, stays=0, pending=command, moved_steps=moved(state, policy))
     return state, (command,)
 
 
-def _decision(state: ControlState, reason: str, planner: Planner, *, acted: bool) -> Decision:
-    reason = with_expected_use(reason, state, planner)
+def _decision(state: ControlState, reason: str, *, acted: bool) -> Decision:
+    reason = with_expected_use(reason, state)
     return Decision(step=state.next_step, trigger=Trigger.DEVIATION, acted=acted, reason=reason)

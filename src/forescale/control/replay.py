@@ -104,7 +104,7 @@ def replay(records: Iterable[Record], planner: Planner, policy: Policy | None = 
         commands=tuple(commands),
         decisions=tuple(decisions),
         differences=tuple(differences),
-        expected_use=expected_use(state, planner),
+        expected_use=expected_use(state),
     )
 
 

@@ -93,7 +93,7 @@ def _step_finished(
         return state, ()
     if state.unsettled_steps:
         return replace(state, unsettled_steps=state.unsettled_steps - 1), ()
-    state = utilisation.observe(state, event, config.planner)
+    state = utilisation.observe(state, event, config.planner.cluster(event.binding))
     state = deviation.watch(state, event, config)
     return deviation.react(state, config) if config.policy.adapt else (state, ())
 

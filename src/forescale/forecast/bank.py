@@ -17,6 +17,7 @@ from forescale.forecast.members.levels import DampedTrend, SmoothedLevels
 from forescale.forecast.members.member import Targets
 from forescale.forecast.members.regression import RidgeRegression
 from forescale.forecast.members.season import Cycles, Seasons
+from forescale.forecast.members.tuning import TunedNetwork
 from forescale.forecast.peaks import peak_leads, read_peaks
 from forescale.forecast.snapshot import Snapshot, restore, snapshot
 
@@ -175,6 +176,12 @@ class ForecasterBank:
     def _capacity(self) -> int:
         return max(_HISTORY, (self._season_steps or 0) + max(self._horizon_steps) + _MARGIN)
 
+    @property
+    def _day_steps(self) -> int | None:
+        """Length of a day, or of the season given, if it is short enough to be remembered."""
+        steps = self._season_steps or round(_SEASONS_S["day"] / self._step_s)
+        return steps if _SHORTEST <= steps <= self._capacity - max(self._horizon_steps) - _MARGIN else None
+
     def _seasons(self, series: int) -> dict[str, Seasons]:
         """Those that are short enough to be remembered, by name."""
         periods = {name: round(season_s / self._step_s) for name, season_s in _SEASONS_S.items()}
@@ -202,6 +209,9 @@ class ForecasterBank:
                 *seasons.values(),
                 cycles,
                 *ridges,
+            ),
+            quantiles=(
+                TunedNetwork(series, self._targets, levels=self._levels, season_steps=self._day_steps),
             ),
             steady=_STEADY,
         )

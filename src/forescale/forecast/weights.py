@@ -55,6 +55,8 @@ class PinballWeights:
         self._count_NJ = self._count_NJ * decay_NJ + known_NJ
         best_NJL = self._loss_NMJL.min(axis=1)[:, None]
         trust_NJ = self._rate * self._count_NJ / (self._count_NJ + self._patience)
-        regret_NMJL = (self._loss_NMJL - best_NJL) / (best_NJL + np.float32(1e-30))
-        weights_NMJL = np.exp(-np.minimum(trust_NJ[:, None, :, None] * regret_NMJL, np.float32(80.0)))
+        with np.errstate(over="ignore"):  # where the best lost nothing, others count nothing
+            regret_NMJL = (self._loss_NMJL - best_NJL) / (best_NJL + np.float32(1e-30))
+            regret_NMJL *= trust_NJ[:, None, :, None]
+        weights_NMJL = np.exp(-np.minimum(regret_NMJL, np.float32(80.0)))
         self.weights_NMJL = weights_NMJL / weights_NMJL.sum(axis=1, keepdims=True)
