@@ -5,7 +5,7 @@ Axes: H = horizon (order of ``horizon_steps``), L = level (order of ``levels``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -41,12 +41,4 @@ class Forecaster(Protocol):
 
     def restore(self, state: ForecasterState) -> None:
         """Go on from a snapshot of a forecaster constructed with the same arguments."""
-        ...
-
-
-class PeakForecaster(Forecaster, Protocol):
-    """A forecaster that also says how high a series gets while something is on its way."""
-
-    def predict_peak(self, lead_s: float, levels: Sequence[float]) -> Array:
-        """quantiles_L of the largest of the values within the next ``lead_s``: ascending, never NaN."""
         ...
