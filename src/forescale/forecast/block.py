@@ -19,6 +19,7 @@ from forescale.forecast.errors import ErrorWindows
 from forescale.forecast.forecaster import Array
 from forescale.forecast.history import RecentValues
 from forescale.forecast.members.member import Moment, PointMember, QuantileMember, SmallArray, Targets
+from forescale.forecast.peaks import raise_peaks
 from forescale.forecast.spread import Anchor, LocalScale, root_spread
 from forescale.forecast.waiting import Waiting
 from forescale.forecast.weights import PinballWeights
@@ -200,6 +201,7 @@ class SeriesBlock:
         forecast_NJL = now.level_N[:, None, None] + mixed_NJL * now.scale_N[:, None, None]
         if self._lower is not None:
             forecast_NJL = np.maximum(forecast_NJL, self._lower)
+        raise_peaks(forecast_NJL, self._targets)
         self._issued.put(
             self._step, self._relative(forecast_NJL, now.level_N[:, None, None], now.scale_N[:, None, None])
         )
