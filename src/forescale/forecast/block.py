@@ -111,7 +111,7 @@ class SeriesBlock:
         self._local = LocalScale(series, depth)
         self._observed_NR = np.full((series, depth), np.nan)
         self._points = Waiting(series, targets, (len(names),))
-        self._quantiles = Waiting(series, targets, (asked, len(levels_L)))
+        self._quantiles = Waiting(series, targets, (asked, len(levels_L)), coarse=True)
         self._issued = Waiting(series, targets, (len(levels_L),))
         self._errors = ErrorWindows(series, points, targets, levels_L)
         self._weights = PinballWeights(shape, levels_L)
@@ -183,7 +183,7 @@ class SeriesBlock:
         points_NPJ = self._points.due(self._step).swapaxes(1, 2)[:, self._point_P]
         spread_NPJ = self._spread(points_NPJ, anchor)
         error_NPJ = due_NJ[:, None] - points_NPJ
-        over_NPJL = error_NPJ[..., None] - spread_NPJ[..., None] * self._errors.quantiles_NMJL
+        over_NPJL = error_NPJ[..., None] - spread_NPJ[..., None] * self._errors.issued_NMJL(self._step)
         asked_NMJL = self._quantiles.due(self._step).swapaxes(1, 2)
         over_NMJL = np.concatenate((over_NPJL, due_NJ[:, None, :, None] - asked_NMJL), axis=1)
         self._weights.learn(over_NMJL, anchor.scale)

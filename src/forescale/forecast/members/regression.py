@@ -60,7 +60,7 @@ class RidgeRegression:
         self._level_NF = np.zeros((series, len(_SPEEDS)))
         self._product_NJFG = np.zeros((series, columns, features, features), dtype=np.float32)
         self._moment_NJF = np.zeros((series, columns, features), dtype=np.float32)
-        self._waiting = Waiting(series, targets, (self._waits,))
+        self._waiting = Waiting(series, targets, (self._waits,), coarse=True)  # of at most _CLIP
         self._center_NK = np.zeros((series, covariates))
         self._width_NK = np.zeros((series, covariates))
         self._known_NK = np.zeros((series, covariates))
