@@ -19,7 +19,7 @@ from statistics import median
 
 import numpy as np
 
-from forescale.forecast.forecaster import Array, Covariates, ForecasterState
+from forescale.forecast.forecaster import Array, Covariates, ForecasterState, Upcoming
 
 _SMOOTHING = 0.1  # weight of the newest error
 _CLIP = 3.0  # errors count for at most this many scales
@@ -101,7 +101,7 @@ class LevelForecaster:
             learned = _restarted(learned, learned.below_values)
         self._learned = learned
 
-    def predict(self, covariates: Covariates | None = None) -> Array:  # noqa: ARG002 - the protocol's
+    def predict(self, covariates: Upcoming | None = None) -> Array:  # noqa: ARG002 - the protocol's
         level = self._learned.levels[-1] if self._learned.levels else 0.0
         quantiles_HL = np.full((len(self._horizon_steps), len(self._levels)), level)
         known: tuple[float, ...] = ()
