@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from forescale.cli.forecast_view import duration
+from forescale.cli.plot_style import plot_style
 from forescale.core.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -23,29 +24,9 @@ if TYPE_CHECKING:
     from forescale.forecast.series import Series
 
 _INK, _MUTED, _LINE, _FAN, _PEAK = "#1c2024", "#5d646d", "#e4e6e8", "#1f6fd1", "#c2570c"
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
+_STYLE: dict[Any, Any] = plot_style(ink=_INK, muted=_MUTED, line=_LINE) | {
     "svg.hashsalt": "forecast",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _MUTED,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.8,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "savefig.facecolor": "white",
 }
 _PAST = 3
 """Times as much is shown of the past as of what is to come, and at least ``_LEAST`` steps."""
