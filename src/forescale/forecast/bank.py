@@ -44,7 +44,8 @@ class ForecasterBank:
             show by themselves are looked for, too.
         lower: what no value falls below; None where there is no such bound.
         covariates: names of known facts about a step; update and predict take them in this order.
-        slow: models that take too long to fit within a decision, as further members.
+        slow: models that take too long to fit within a decision, as further members; in groups, each fitted
+            as often as suits.
 
     Attributes:
         member_names: whose weights `weights` tells.
@@ -65,7 +66,7 @@ class ForecasterBank:
         lower: float | None = 0.0,
         *,
         covariates: Sequence[str] = (),
-        slow: SlowMembers | None = None,
+        slow: Sequence[SlowMembers] = (),
     ) -> None:
         _check(series, step_s, horizon_steps, levels, season_steps)
         self._series = series
@@ -80,9 +81,10 @@ class ForecasterBank:
         self._targets = Targets(lead_steps_J=leads_J, peak_J=np.arange(len(leads_J)) >= len(horizon_steps))
         sizes = [min(_BLOCK, series - begin) for begin in range(0, series, _BLOCK)]
         self._slow = tuple(
-            RefittedMembers(size, self._targets, self._levels, slow) for size in sizes if slow is not None
+            tuple(RefittedMembers(size, self._targets, self._levels, group) for group in slow)
+            for size in sizes
         )
-        members = [self._members(size, self._slow[b : b + 1]) for b, size in enumerate(sizes)]
+        members = [self._members(size, groups) for size, groups in zip(sizes, self._slow, strict=True)]
         self.member_names = members[0].names
         if twice := {name for name in self.member_names if self.member_names.count(name) > 1}:
             raise InvalidInput(f"two members are called {', '.join(sorted(twice))}")
@@ -157,8 +159,9 @@ class ForecasterBank:
             InvalidInput: it was constructed with others.
         """
         restore(self, state)
-        for slow in self._slow:
-            slow.forget()
+        for groups in self._slow:
+            for group in groups:
+                group.forget()
 
     def _forecast(self, covariates_NSK: Array | None) -> Array:
         upcoming = self._upcoming(covariates_NSK)

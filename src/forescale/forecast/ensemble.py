@@ -26,7 +26,8 @@ class EnsembleForecaster:
         season_steps: length of a season; None for a day.
         lower: what no value falls below; None where there is no such bound.
         covariates: names of those that count; others that are told are not used.
-        slow: models that take too long to fit within a decision, as further members.
+        slow: models that take too long to fit within a decision, as further members; in groups, each fitted
+            as often as suits.
 
     Raises:
         InvalidInput: of an argument out of range.
@@ -41,7 +42,7 @@ class EnsembleForecaster:
         *,
         lower: float | None = 0.0,
         covariates: Sequence[str] = (),
-        slow: SlowMembers | None = None,
+        slow: Sequence[SlowMembers] = (),
     ) -> None:
         self._covariates = tuple(covariates)
         self._bank = ForecasterBank(

@@ -201,8 +201,7 @@ def _value(number: int, text: str) -> float:
 
 
 def _time(number: int, text: str) -> tuple[float, bool | None]:
-    """Seconds since 1970 and whether the zone is known, or a plain number and None; NaN where missing."""
-    found = _parsed_time(text)
+    found = parsed_time(text)
     if found is None:
         raise InvalidInput(
             f"line {number}: {text!r} is neither a number nor an ISO 8601 time such as 2026-03-01T12:00:00Z"
@@ -210,7 +209,11 @@ def _time(number: int, text: str) -> tuple[float, bool | None]:
     return found
 
 
-def _parsed_time(text: str) -> tuple[float, bool | None] | None:
+def parsed_time(text: str) -> tuple[float, bool | None] | None:
+    """Seconds since 1970 and whether the zone is known, or a plain number and None; NaN where missing.
+
+    None if it is neither.
+    """
     try:
         value = float(text)
     except ValueError:
@@ -239,7 +242,7 @@ def _layout(sample: Sequence[str], column: str | None) -> _Layout:
         raise InvalidInput("it is empty")
     delimiter = _delimiter(full)
     rows = [row for _, row in _rows(sample, delimiter)]
-    headed = any(_parsed_time(field) is None for field in rows[0])
+    headed = any(parsed_time(field) is None for field in rows[0])
     body = rows[1:] if headed else rows
     if not body:
         raise InvalidInput("there is no line of data")
@@ -264,7 +267,7 @@ def _delimiter(full: Sequence[str]) -> str:
         if all(delimiter in line for line in full[:20]):
             return delimiter
     last = full[-1].strip('"')
-    return " " if _parsed_time(last) is None and len(last.split()) > 1 else ""
+    return " " if parsed_time(last) is None and len(last.split()) > 1 else ""
 
 
 def _time_column(names: Sequence[str], fields: Sequence[Sequence[str]], numeric: Sequence[int]) -> int | None:
@@ -273,16 +276,16 @@ def _time_column(names: Sequence[str], fields: Sequence[Sequence[str]], numeric:
         if name.lower() in _TIME_NAMES or _TIME_NAME.search(name.lower()):
             return k
     for k, column in enumerate(fields):
-        if k not in numeric and _mostly(column, lambda field: _parsed_time(field) is not None):
+        if k not in numeric and _mostly(column, lambda field: parsed_time(field) is not None):
             return k
     for k in numeric:
         known = np.array([float(field) for field in fields[k] if _is_number(field)])
         gaps = np.diff(known)
         if len(known) < 3 or len(known) < len(fields[k]):
             continue
-        if len(numeric) > 1 and (_epoch_unit_s(known) is not None or np.ptp(gaps) == 0) and gaps.min() > 0:
+        if len(numeric) > 1 and (epoch_unit_s(known) is not None or np.ptp(gaps) == 0) and gaps.min() > 0:
             return k
-        if len(fields) == 1 and not names[k] and _epoch_unit_s(known) and gaps.min() >= 0 and gaps.max() > 0:
+        if len(fields) == 1 and not names[k] and epoch_unit_s(known) and gaps.min() >= 0 and gaps.max() > 0:
             return k
     return None
 
@@ -322,7 +325,7 @@ def _is_number(field: str) -> bool:
 
 def _unit(times_R: Array, name: str) -> tuple[TimeKind, float | None]:
     """Of times that are numbers: seconds since 1970 in some unit, or the unit in the column's name."""
-    if epoch := _epoch_unit_s(times_R):
+    if epoch := epoch_unit_s(times_R):
         return TimeKind.ZONED, epoch
     found = _UNIT.search(name.lower())
     if found is None or found.lastindex is None:
@@ -330,7 +333,7 @@ def _unit(times_R: Array, name: str) -> tuple[TimeKind, float | None]:
     return TimeKind.COUNTED, _UNITS_S[found.lastindex - 1]
 
 
-def _epoch_unit_s(times_R: Array) -> float | None:
+def epoch_unit_s(times_R: Array) -> float | None:
     """The unit in which most of these numbers are dates."""
     middle = float(np.median(times_R)) if len(times_R) else 0.0
     return next((unit for unit in _EPOCH_UNITS_S if _EPOCH_S[0] <= middle * unit <= _EPOCH_S[1]), None)

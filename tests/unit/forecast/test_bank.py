@@ -229,7 +229,7 @@ class OracleFit:
 def test_slow_models_are_members_that_are_weighed_and_fitted_anew_after_a_restore() -> None:
     with ThreadPoolExecutor(1) as executor:
         slow = SlowMembers(models=(Oracle(),), executor=executor, every_steps=10, waits=True)
-        ensemble = EnsembleForecaster(60.0, (1, 4), LEVELS, slow=slow)
+        ensemble = EnsembleForecaster(60.0, (1, 4), LEVELS, slow=[slow])
         noise = np.random.default_rng(0)
         season = noise.integers(0, 100, 3).astype(float)
         for t in range(90):
@@ -238,7 +238,7 @@ def test_slow_models_are_members_that_are_weighed_and_fitted_anew_after_a_restor
         assert ensemble.weights()[m].mean(axis=-1).min() > 3.0 / len(ensemble.member_names)
         assert ensemble.member_quantiles()[m, :, 1] == pytest.approx(season[[0, 0]])
         state = json.loads(json.dumps(ensemble.state()))
-        for again in (ensemble, EnsembleForecaster(60.0, (1, 4), LEVELS, slow=slow)):
+        for again in (ensemble, EnsembleForecaster(60.0, (1, 4), LEVELS, slow=[slow])):
             again.restore(state)
             assert again.member_quantiles()[m, 0, 1] != pytest.approx(season[0])
             for t in range(90, 92):
@@ -251,13 +251,13 @@ def test_two_members_of_one_name_are_refused() -> None:
         ThreadPoolExecutor(1) as executor,
         pytest.raises(InvalidInput, match="two members are called oracle"),
     ):
-        small_bank(slow=SlowMembers(models=(Oracle(), Oracle()), executor=executor))
+        small_bank(slow=[SlowMembers(models=(Oracle(),), executor=executor)] * 2)
 
 
 def test_an_event_ahead_shows_from_its_step_on_and_in_maxima_that_reach_it() -> None:
     rng = np.random.default_rng(4)
     event_T = np.repeat(rng.random(100) < 0.2, 5).astype(float)
-    ensemble = EnsembleForecaster(60.0, (1, 2, 3, 4), LEVELS, covariates=("event",))
+    ensemble = EnsembleForecaster(60.0, (1, 2, 3, 4), LEVELS, covariates=("event", "never told"))
     for t in range(490):
         ensemble.update(50.0 + 100.0 * event_T[t] + rng.normal(), {"event": event_T[t]})
         ensemble.predict([{"event": event} for event in event_T[t + 1 : t + 5]])
