@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from forescale.forecast.series import Combination
 
 _PICTURES = (".svg", ".png", ".pdf")
+_OTHER_PICTURES = (".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".eps", ".ps")
 _BESIDE = "NAME-forecast.svg"
 _COMBINATIONS = ("sum", "mean", "count")
 
@@ -97,7 +98,7 @@ class OptionalPlotFile(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--plot" in args:
             following = args.index("--plot") + 1
-            if not "".join(args[following : following + 1]).lower().endswith(_PICTURES):
+            if not "".join(args[following : following + 1]).lower().endswith(_PICTURES + _OTHER_PICTURES):
                 args = [*args[:following], _BESIDE, *args[following:]]
         return super().parse_args(ctx, args)
 

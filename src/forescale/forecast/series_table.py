@@ -26,8 +26,8 @@ from forescale.forecast.forecaster import Array
 
 _SAMPLE = 200
 """Lines from which the columns are told."""
-_LARGEST, _LATEST = 1e100, 1e20
-"""Beyond these, a value or a time (nanoseconds since 1970) is no measurement, and sums of them overflow."""
+_LARGEST, _LATEST = 1e30, 1e20
+"""Beyond these, a value or a time (nanoseconds since 1970) is no measurement, nor is it forecast."""
 _YEARS = range(1900, 2200)
 """Dates in others stand for something that is no date."""
 _MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "-", "?"})
@@ -67,6 +67,8 @@ class Table:
         column: name of the values' column, empty if it has none.
         others: names of columns that could have been it.
         timeless: lines left out because they had no time.
+        unread: where there is no column of values, the first that is not the time's, and what it begins with;
+            empty if there is none.
     """
 
     kind: TimeKind
@@ -76,6 +78,7 @@ class Table:
     column: str
     others: tuple[str, ...]
     timeless: int
+    unread: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,7 @@ class _Layout:
     stamp: int | None
     value: int | None
     others: tuple[int, ...]
+    unread: str
 
 
 def read_table(lines: Iterable[str], *, column: str | None = None) -> Table:
@@ -126,6 +130,7 @@ def read_table(lines: Iterable[str], *, column: str | None = None) -> Table:
         column="" if layout.value is None else layout.names[layout.value],
         others=tuple(layout.names[other] for other in layout.others),
         timeless=timeless,
+        unread=layout.unread if layout.value is None else "",
     )
 
 
@@ -256,8 +261,16 @@ def _layout(sample: Sequence[str], column: str | None) -> _Layout:
     values = [k for k in numeric if k != time]
     value = _value_column(names, values, time, column)
     others = tuple(k for k in values if k != value)
+    unread = next((f"column {names[k] or k + 1} ({fields[k][0]!r})" for k in range(width) if k != time), "")
     return _Layout(
-        delimiter=delimiter, headed=headed, names=names, width=width, stamp=time, value=value, others=others
+        delimiter=delimiter,
+        headed=headed,
+        names=names,
+        width=width,
+        stamp=time,
+        value=value,
+        others=others,
+        unread=unread,
     )
 
 
