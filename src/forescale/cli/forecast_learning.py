@@ -20,7 +20,7 @@ from forescale.forecast.backtest import Backtest, Contender, run_backtest, sprea
 from forescale.forecast.baselines import MovingWindow, SeasonalNaive
 from forescale.forecast.changes import AnomalyFlags
 from forescale.forecast.ensemble import EnsembleForecaster
-from forescale.forecast.events import Plan
+from forescale.forecast.events import Plan, PlannedEvent
 from forescale.forecast.forecaster import Array, Covariates
 from forescale.forecast.members.refitted import SlowMembers
 from forescale.forecast.series import Series
@@ -57,6 +57,7 @@ class Forecast:
         slow: those of the members that were fitted now and then.
         weights_MH: of each member at each horizon, mean over levels; adds up to 1 over members.
         anomalies: steps of the series whose values do not belong.
+        events: that were planned.
         notes: what was done to the series, and what was assumed, a sentence each.
     """
 
@@ -73,6 +74,7 @@ class Forecast:
     slow: tuple[str, ...]
     weights_MH: Array
     anomalies: tuple[int, ...]
+    events: tuple[PlannedEvent, ...]
     notes: tuple[str, ...]
 
 
@@ -177,6 +179,7 @@ def learn(series: Series, wanted: Wanted, progress: Progress) -> tuple[Forecast,
         slow=tuple(model.name for group in slow for model in group.models),
         weights_MH=forecaster.weights().mean(axis=-1)[:, asked_H],
         anomalies=tuple(pupil.anomalies),
+        events=wanted.plan.events if wanted.plan else (),
         notes=(*series.notes, *said, *said_of_season, *facts.notes),
     )
     return found, comparison

@@ -80,6 +80,12 @@ def test_a_forecast_rises_ahead_of_a_known_event_and_loses_less(file: Path, even
     assert "of 8 events 7 fall into the series, 1 into the time forecast" in with_plan["series"]["notes"]
 
 
+def test_a_picture_shows_events(file: Path, events: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "fan.svg"
+    assert run(file, "--events", events, "--horizon-s", "6000", "--plot", picture).exit_code == 0
+    assert picture.read_text().count(">campaign<") == 2  # of sixty steps and ten to come
+
+
 def test_an_event_of_a_kind_that_never_was_is_said(file: Path, events: Path) -> None:
     events.write_text(f"start,end,name\n{at(LENGTH + 1)},{at(LENGTH + 9)},launch\n")
     notes = forecast(file, "--events", events)["series"]["notes"]

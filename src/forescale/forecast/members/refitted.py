@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from importlib import import_module
 from statistics import NormalDist
 
 import numpy as np
@@ -111,6 +112,7 @@ class RefittedMembers:
         self._models = tuple(slow.models)
         self._slow = slow
         self._ended = False  # the executor takes no more fits
+        import_module("structlog")  # takes 0.3 s, which no decision should wait for when it has to report
         self._slots_NM = [[_Slot() for _ in self._models] for _ in range(series)]
         self._spread_JL = np.sqrt(targets.lead_steps_J)[:, None] * [NormalDist().inv_cdf(q) for q in levels]
 
@@ -160,6 +162,6 @@ class RefittedMembers:
 
 
 def _report(event: str, **facts: str | int) -> None:
-    import structlog  # noqa: PLC0415 - rarely needed, and its import is not free
+    import structlog  # noqa: PLC0415 - only those who have slow models need it
 
     structlog.get_logger().warning(event, **facts)
