@@ -88,7 +88,7 @@ def test_a_picture_shows_events(file: Path, events: Path, tmp_path: Path) -> Non
 
 def test_an_event_of_a_kind_that_never_was_is_said(file: Path, events: Path) -> None:
     events.write_text(f"start,end,name\n{at(LENGTH + 1)},{at(LENGTH + 9)},launch\n")
-    notes = forecast(file, "--events", events)["series"]["notes"]
+    notes = forecast(file, "--events", events, "--horizon-s", "6000")["series"]["notes"]
     assert "'launch' never was in the series: nothing is known of what it does" in notes
 
 
@@ -105,8 +105,9 @@ def test_events_need_dates_written_alike(file: Path, events: Path, tmp_path: Pat
 
 
 def test_the_calendar_is_a_member(file: Path) -> None:
-    assert "ridge_covariates" in forecast(file, "--calendar")["weights"]
-    assert "ridge_covariates" not in forecast(file)["weights"]
+    words = (file, "--horizon-s", "600")
+    assert "ridge_covariates" in forecast(*words, "--calendar")["weights"]
+    assert "ridge_covariates" not in forecast(*words)["weights"]
 
 
 @needs_lightgbm
@@ -129,6 +130,7 @@ def test_members_that_are_not_there_are_said(file: Path, monkeypatch: pytest.Mon
 def test_a_compressed_file_is_read(file: Path) -> None:
     packed = file.with_suffix(".csv.gz")
     packed.write_bytes(gzip.compress(file.read_bytes()))
-    assert forecast(packed)["horizons"] == forecast(file)["horizons"]
+    words = ("--horizon-s", "600")
+    assert forecast(packed, *words)["horizons"] == forecast(file, *words)["horizons"]
     packed.write_bytes(packed.read_bytes()[:-200])
     assert "it is compressed by gzip, but damaged" in error(packed)

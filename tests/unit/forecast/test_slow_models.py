@@ -31,7 +31,7 @@ STATISTICAL = [
 ]
 PROPHET = pytest.param(ProphetModel(step_s=300.0, season_steps=12), id="Prophet", marks=needs_prophet)
 LIGHTGBM = pytest.param(BoostingModel(season_steps=12), id="LightGBM", marks=needs_lightgbm)
-LSTM = pytest.param(LstmModel(season_steps=12, updates=200), id="LSTM")
+LSTM = pytest.param(LstmModel(season_steps=12, updates=120), id="LSTM")
 MODELS = [*STATISTICAL, PROPHET, LIGHTGBM, LSTM]
 
 
