@@ -1,7 +1,8 @@
-"""Text files that a command reads, plain or compressed by gzip, and what it says of those that it cannot."""
+"""Text files that a command reads, UTF-8 or UTF-16, also by gzip, and what it says of those it cannot."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import os
@@ -14,6 +15,7 @@ from forescale.core.errors import InvalidInput
 
 Parsed = TypeVar("Parsed")
 _GZIP = b"\x1f\x8b"
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_text(
@@ -30,9 +32,11 @@ def read_text(
         with path.open("rb") as file:
             packed = file.peek(2).startswith(_GZIP)
             content = io.BufferedReader(cast(io.RawIOBase, gzip.GzipFile(fileobj=file))) if packed else file
-            if b"\0" in content.peek(8192):
+            begin = content.peek(8192)
+            encoding = "utf-16" if begin.startswith(_UTF16) else "utf-8-sig"
+            if b"\0" in begin and encoding != "utf-16":
                 raise InvalidInput("it is not text, but binary")
-            text = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
+            text = io.TextIOWrapper(content, encoding=encoding, newline="")
             return parse(_told(text, file, on_progress) if on_progress else text)
     except UnicodeDecodeError as error:
         raise InvalidInput(f"cannot read {path}: it is not text in UTF-8") from error

@@ -127,9 +127,9 @@ def test_members_that_are_not_there_are_said(file: Path, monkeypatch: pytest.Mon
     assert said in error(file, "--members", "theta")
 
 
-def test_a_compressed_file_is_read(file: Path) -> None:
+def test_compressed_files_and_those_in_utf_16_are_read(file: Path) -> None:
     packed = file.with_suffix(".csv.gz")
-    packed.write_bytes(gzip.compress(file.read_bytes()))
+    packed.write_bytes(gzip.compress(file.read_text().encode("utf-16")))
     words = ("--horizon-s", "600")
     assert forecast(packed, *words)["horizons"] == forecast(file, *words)["horizons"]
     packed.write_bytes(packed.read_bytes()[:-200])
