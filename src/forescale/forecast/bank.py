@@ -6,6 +6,7 @@ Axes: N = series, H = horizon, L = level, K = covariate, J = target (horizons, t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,11 +81,14 @@ class ForecasterBank:
         leads_J = np.array([*horizon_steps, *self._leads], dtype=np.int64)
         self._targets = Targets(lead_steps_J=leads_J, peak_J=np.arange(len(leads_J)) >= len(horizon_steps))
         sizes = [min(_BLOCK, series - begin) for begin in range(0, series, _BLOCK)]
-        self._slow = tuple(
-            tuple(RefittedMembers(size, self._targets, self._levels, group) for group in slow)
-            for size in sizes
-        )
-        members = [self._members(size, groups) for size, groups in zip(sizes, self._slow, strict=True)]
+        members = [self._members(size) for size in sizes]
+        self._slow = [
+            [RefittedMembers(size, self._targets, self._levels, each) for each in slow] for size in sizes
+        ]
+        members = [
+            replace(quick, quantiles=(*quick.quantiles, *groups))
+            for quick, groups in zip(members, self._slow, strict=True)
+        ]
         self.member_names = members[0].names
         if twice := {name for name in self.member_names if self.member_names.count(name) > 1}:
             raise InvalidInput(f"two members are called {', '.join(sorted(twice))}")
@@ -221,7 +225,7 @@ class ForecasterBank:
             if _SHORTEST <= steps <= longest
         }
 
-    def _members(self, series: int, slow: tuple[RefittedMembers, ...]) -> Members:
+    def _members(self, series: int) -> Members:
         seasons = self._seasons(series)
         cycles = Cycles(series, self._targets)
         regressed = (*(season for name, season in seasons.items() if name == "day"), cycles)
@@ -239,7 +243,6 @@ class ForecasterBank:
             ),
             quantiles=(
                 TunedNetwork(series, self._targets, levels=self._levels, season_steps=self._day_steps),
-                *slow,
             ),
             steady=_STEADY,
         )
