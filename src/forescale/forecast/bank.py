@@ -43,6 +43,7 @@ class ForecasterBank:
             show by themselves are looked for, too.
         lower: what no value falls below; None where there is no such bound.
         covariates: names of known facts about a step; update and predict take them in this order.
+        light: in a third of the time for few series: no peaks, and only levels and a regression as members.
 
     Attributes:
         member_names: whose weights `weights` tells.
@@ -63,6 +64,7 @@ class ForecasterBank:
         lower: float | None = 0.0,
         *,
         covariates: Sequence[str] = (),
+        light: bool = False,
     ) -> None:
         _check(series, step_s, horizon_steps, levels, season_steps)
         self._series = series
@@ -72,7 +74,8 @@ class ForecasterBank:
         self._covariates = tuple(covariates)
         self._season_steps = season_steps
         self._lower = lower
-        self._leads = peak_leads(horizon_steps)
+        self._light = light
+        self._leads = () if light else peak_leads(horizon_steps)
         leads_J = np.array([*horizon_steps, *self._leads], dtype=np.int64)
         self._targets = Targets(lead_steps_J=leads_J, peak_J=np.arange(len(leads_J)) >= len(horizon_steps))
         sizes = [min(_BLOCK, series - begin) for begin in range(0, series, _BLOCK)]
@@ -113,8 +116,11 @@ class ForecasterBank:
         """quantiles_NL of the largest value within the next ``lead_s``; at the bank's levels by default.
 
         Raises:
-            InvalidInput: ``lead_s`` reaches beyond the longest horizon, or a level is not in (0, 1).
+            InvalidInput: ``lead_s`` reaches beyond the longest horizon, a level is not in (0, 1), or the bank
+                is a light one.
         """
+        if self._light:
+            raise InvalidInput("a light bank forecasts no peaks")
         peaks_NL = read_peaks(
             self._forecast(covariates_NHK)[:, len(self._horizon_steps) :],
             leads=self._leads,
@@ -174,6 +180,8 @@ class ForecasterBank:
 
     @property
     def _capacity(self) -> int:
+        if self._light:
+            return 1  # its members look at the newest value only
         return max(_HISTORY, (self._season_steps or 0) + max(self._horizon_steps) + _MARGIN)
 
     @property
@@ -195,25 +203,29 @@ class ForecasterBank:
         }
 
     def _members(self, series: int) -> Members:
+        levels = SmoothedLevels(series, self._targets, weights=_SPEEDS)
+        steady = () if self._lower is None else _STEADY  # without a bound, all of them are
+        known = len(self._covariates)
+        if self._light:
+            ridge = RidgeRegression(series, self._targets, covariates=known)
+            return Members(points=(levels, ridge), steady=steady[:-1])
         seasons = self._seasons(series)
         cycles = Cycles(series, self._targets)
         regressed = (*(season for name, season in seasons.items() if name == "day"), cycles)
         ridges = [RidgeRegression(series, self._targets, seasons=regressed)]
-        if self._covariates:
-            known = len(self._covariates)
+        if known:
             ridges.append(RidgeRegression(series, self._targets, seasons=regressed, covariates=known))
+        network = TunedNetwork(series, self._targets, levels=self._levels, season_steps=self._day_steps)
         return Members(
             points=(
-                SmoothedLevels(series, self._targets, weights=_SPEEDS),
+                levels,
                 DampedTrend(series, self._targets),
                 *seasons.values(),
                 cycles,
                 *ridges,
             ),
-            quantiles=(
-                TunedNetwork(series, self._targets, levels=self._levels, season_steps=self._day_steps),
-            ),
-            steady=_STEADY,
+            quantiles=(network,),
+            steady=steady,
         )
 
 

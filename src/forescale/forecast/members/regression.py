@@ -111,7 +111,7 @@ class RidgeRegression:
 
     def _facts(self, now: Moment) -> SmallArray:
         """The newest covariates, standardised by all so far; 0 where missing."""
-        if now.covariates_NK is None:
+        if now.covariates_NK is None or not self._center_NK.shape[1]:
             return self._center_NK.astype(np.float32)
         known_NK = np.isfinite(now.covariates_NK)
         self._known_NK += known_NK
