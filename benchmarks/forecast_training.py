@@ -1,9 +1,9 @@
 """Forecasts of what training steps use of the devices, with and without what is known of their batches.
 
 Runs are recorded first, of two models whose sequences change their length in blocks, at random, and slowly.
-Then busy share, busy seconds and memory of every device are forecast from every step of each run on, twice by
-the default forecaster: from their past alone, and, as the training controller does, from what the planner
-predicts for the batches in view as well.
+Then busy share, busy seconds and memory of every device are forecast from every step of each run on, twice:
+by the default forecaster from their past alone, and, as the training controller does, by a light one that
+also knows what the planner predicts for the batches in view.
 
     python benchmarks/forecast_training.py [RUN_DIR ...] [--steps N] [--out FILE.md]
 
@@ -37,12 +37,14 @@ from forescale.control.utilisation import FIGURES, covariates_NK, log_ratios_N, 
 from forescale.engine.messages import Repartitioned, RunStarted, StepFinished
 from forescale.engine.runlog import read_run_log
 from forescale.engine.train.engine import TrainingEngine
+from forescale.forecast.bank import ForecasterBank
 from forescale.forecast.forecaster import Array
 from forescale.forecast.scoring import coverage, weighted_quantile_loss
 from forescale.plan.partition_plan import PartitionPlan
 from forescale.profile.devices import find_cluster
 
-HORIZON_STEPS = (1, 4, 8)  # the batches of 8 steps are in view
+HORIZON_STEPS = (1, 2, 3, 4, 5, 6, 7, 8)  # the batches of 8 steps are in view
+SHOWN_STEPS = (1, 4, 8)
 LEVELS = (0.05, 0.25, 0.5, 0.75, 0.95)
 WARM_UP = 40  # steps seen before the first forecast
 ROWS, LONGEST, BLOCK = 8, 192, 25
@@ -111,7 +113,7 @@ def task(model: Callable[[], torch.nn.Module], kind: str, steps: int) -> fs.Trai
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording:
-    """One run, as logarithms: what its steps used, NaN where not measured, and what was predicted.
+    """One run, in logarithms: what its steps used, NaN where not measured, and what was predicted.
 
     Attributes:
         figures_N: which of ``FIGURES`` each is.
@@ -194,10 +196,10 @@ def record_memory(model: str, steps: int, folder: Path) -> Iterator[Recording]:
 
 def alone_THNL(run: Recording) -> Array:
     """Forecasts from the past of each figure alone."""
-    bank = use_forecaster(len(run.figures_N), HORIZON_STEPS, LEVELS, covariates=())
+    bank = ForecasterBank(len(run.figures_N), 1.0, HORIZON_STEPS, LEVELS)
     said: list[Array] = []
     for used_N in run.used_TN:
-        bank.update(used_N)
+        bank.update(np.exp(used_N))
         said.append(bank.predict().swapaxes(0, 1))
     return np.array(said)
 
@@ -210,7 +212,7 @@ def with_batches_THNL(run: Recording) -> Array:
         bank.update(used_N - predicted_HN[0], predicted_HN[0][:, None])
         ratios_HNL = bank.predict(predicted_HN[1:].T[..., None]).swapaxes(0, 1)
         said.append(ratios_HNL + predicted_HN[1:, :, None])
-    return np.array(said)
+    return np.exp(np.array(said))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,8 +227,9 @@ class Score:
 
 
 def scores(run: Recording) -> Iterator[Score]:
-    said = [np.exp(forecasts_THNL(run)) for forecasts_THNL in (alone_THNL, with_batches_THNL)]
-    for h, horizon in enumerate(HORIZON_STEPS):
+    said = [forecasts_THNL(run) for forecasts_THNL in (alone_THNL, with_batches_THNL)]
+    for horizon in SHOWN_STEPS:
+        h = HORIZON_STEPS.index(horizon)
         for n, figure in enumerate(run.figures_N):
             targets_T = np.exp(run.used_TN[WARM_UP + horizon :, n])
             if figure == "deviation" or np.isnan(targets_T).all():
@@ -266,7 +269,7 @@ def main() -> None:
     of_horizons = [
         (figure, str(horizon), *summary([s for s in found if (s.figure, s.horizon) == (figure, horizon)]))
         for figure in figures
-        for horizon in HORIZON_STEPS
+        for horizon in SHOWN_STEPS
     ]
     title = "Forecasts of device use, without and with what is known of the batches"
     write_table(options.out, title, measured_on, ("figure", "steps ahead", *header), of_horizons)
@@ -284,7 +287,7 @@ def _options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, nargs="*", help="recorded runs; none: record some first")
-    parser.add_argument("--steps", type=int, default=240, help="of each run that is recorded")
+    parser.add_argument("--steps", type=int, default=200, help="of each run that is recorded")
     results = Path(__file__).parent / "results"
     parser.add_argument("--out", type=Path, default=results / "forecast_training.md")
     return parser.parse_args()
@@ -293,7 +296,7 @@ def _options() -> argparse.Namespace:
 def _recordings(options: argparse.Namespace, folder: Path) -> Iterator[Recording]:
     if options.run:
         for directory in options.run:
-            yield read_run(directory.name, directory)
+            yield read_run("/".join(directory.parts[-2:]), directory)
         return
     for model in MODELS:
         yield from record_runs(model, options.steps, folder / model)

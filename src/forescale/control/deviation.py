@@ -63,12 +63,13 @@ def watch(state: ControlState, event: StepFinished, config: ControlConfig) -> Co
     log_ratios = compared(state.plan, event, config.planner)
     if log_ratios is None:
         return state
+    known = {**dict.fromkeys(log_ratios, _unknown(policy)), **state.watches}
     watches = {
-        device: replace(known, idle_steps=known.idle_steps + 1, present_steps=0)
-        for device, known in state.watches.items()
+        device: _observed(one, log_ratios[device], policy)
+        if device in log_ratios
+        else replace(one, idle_steps=one.idle_steps + 1, present_steps=0)
+        for device, one in known.items()
     }
-    for device, log_ratio in log_ratios.items():
-        watches[device] = _observed(state.watches.get(device) or _unknown(policy), log_ratio, policy)
     # Evidence is not learned from: what is being judged must not widen the band.
     ordinary = {
         device: log_ratio - watches[device].reference
@@ -79,8 +80,8 @@ def watch(state: ControlState, event: StepFinished, config: ControlConfig) -> Co
     return replace(
         state,
         watches={
-            device: _expecting(known, forecasts[device], policy) if device in ordinary else known
-            for device, known in watches.items()
+            device: _expecting(one, forecasts[device], policy) if device in ordinary else one
+            for device, one in watches.items()
         },
     )
 
@@ -203,10 +204,13 @@ def _observed(known: DeviceWatch, log_ratio: float, policy: Policy) -> DeviceWat
 def _expecting(known: DeviceWatch, deviation_L: Sequence[float], policy: Policy) -> DeviceWatch:
     """The device with its level and band as forecast."""
     low, middle, high = deviation_L
-    known = replace(known, level=known.reference + middle)
-    if known.observations < policy.calibration_steps:
-        return known
-    return replace(known, band_above=max(policy.min_band, high), band_below=max(policy.min_band, -low))
+    level, calibrated = known.reference + middle, known.observations >= policy.calibration_steps
+    return replace(
+        known,
+        level=level,
+        band_above=max(policy.min_band, high) if calibrated else known.band_above,
+        band_below=max(policy.min_band, -low) if calibrated else known.band_below,
+    )
 
 
 def _summed(evidence: float, deviation: float, policy: Policy) -> float:

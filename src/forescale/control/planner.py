@@ -67,6 +67,7 @@ class Planner:
         self._problem = lru_cache(maxsize=64)(self._new_problem)
         self._predicted = lru_cache(maxsize=8192)(self._new_prediction)
         self._demanded = lru_cache(maxsize=8192)(self._new_demand)
+        self._short = lru_cache(maxsize=8192)(self._new_short)
         self._planned = lru_cache(maxsize=256)(self._new_plan)
         self._moved = lru_cache(maxsize=256)(self._new_move)
 
@@ -97,11 +98,7 @@ class Planner:
 
     def short_bytes(self, plan: PartitionPlan, binding: Binding) -> Mapping[str, int]:
         """Bytes by which a batch would exceed the memory of each device; devices with enough are left out."""
-        cluster = self.cluster(binding)
-        short = {stage.device: -cluster.device(stage.device).memory_bytes for stage in plan.stages}
-        for stage, predicted in zip(plan.stages, self.prediction(plan, binding, {}).stages, strict=True):
-            short[stage.device] += predicted.memory_bytes
-        return {device: size_bytes for device, size_bytes in short.items() if size_bytes > 0}
+        return self._short(_split(plan), _items(binding))
 
     def best(self, binding: Binding, speeds: Speeds) -> PartitionPlan:
         """The plan for batches of one shape.
@@ -152,6 +149,14 @@ class Planner:
             )
             for device, (compute_s, busy_s, size_bytes) in totals.items()
         }
+
+    def _new_short(self, split: _Split, binding: _Items) -> Mapping[str, int]:
+        cluster = self._problem(binding, ()).cluster
+        over_bytes = {
+            device: asked.memory_bytes - cluster.device(device).memory_bytes
+            for device, asked in self._demanded(split, binding).items()
+        }
+        return {device: size_bytes for device, size_bytes in over_bytes.items() if size_bytes > 0}
 
     def _new_plan(self, binding: _Items, speeds: _Items) -> PartitionPlan | InfeasiblePlan:
         try:

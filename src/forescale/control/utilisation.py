@@ -85,13 +85,10 @@ def observe(
 
 
 def use_forecaster(
-    figures: int,
-    horizon_steps: Sequence[int] = (1,),
-    levels: Sequence[float] = LEVELS,
-    covariates: Sequence[str] = ("demand",),
+    figures: int, horizon_steps: Sequence[int] = (1,), levels: Sequence[float] = LEVELS
 ) -> ForecasterBank:
-    """The default forecaster, of so many figures."""
-    return ForecasterBank(figures, 1.0, horizon_steps, levels, lower=None, covariates=covariates, light=True)
+    """Of so many log ratios; told the covariates of each."""
+    return ForecasterBank(figures, 1.0, horizon_steps, levels, lower=None, covariates=("demand",), light=True)
 
 
 def log_ratios_N(

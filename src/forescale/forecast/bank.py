@@ -13,8 +13,9 @@ import numpy as np
 from forescale.core.errors import InvalidInput
 from forescale.forecast.block import Members, SeriesBlock
 from forescale.forecast.forecaster import Array
+from forescale.forecast.members.covariates import Proportions
 from forescale.forecast.members.levels import DampedTrend, SmoothedLevels
-from forescale.forecast.members.member import Targets
+from forescale.forecast.members.member import PointMember, Targets
 from forescale.forecast.members.regression import RidgeRegression
 from forescale.forecast.members.season import Cycles, Seasons
 from forescale.forecast.members.tuning import TunedNetwork
@@ -212,9 +213,10 @@ class ForecasterBank:
         seasons = self._seasons(series)
         cycles = Cycles(series, self._targets)
         regressed = (*(season for name, season in seasons.items() if name == "day"), cycles)
-        ridges = [RidgeRegression(series, self._targets, seasons=regressed)]
+        informed: list[PointMember] = [RidgeRegression(series, self._targets, seasons=regressed)]
         if known:
-            ridges.append(RidgeRegression(series, self._targets, seasons=regressed, covariates=known))
+            informed.append(RidgeRegression(series, self._targets, seasons=regressed, covariates=known))
+            informed.append(Proportions(series, self._targets, covariates=self._covariates))
         network = TunedNetwork(series, self._targets, levels=self._levels, season_steps=self._day_steps)
         return Members(
             points=(
@@ -222,7 +224,7 @@ class ForecasterBank:
                 DampedTrend(series, self._targets),
                 *seasons.values(),
                 cycles,
-                *ridges,
+                *informed,
             ),
             quantiles=(network,),
             steady=steady,
