@@ -14,8 +14,9 @@ import numpy as np
 from forescale.core.errors import InvalidInput
 from forescale.forecast.block import Members, SeriesBlock
 from forescale.forecast.forecaster import Array
+from forescale.forecast.members.covariates import Proportions
 from forescale.forecast.members.levels import DampedTrend, SmoothedLevels
-from forescale.forecast.members.member import Targets
+from forescale.forecast.members.member import PointMember, Targets
 from forescale.forecast.members.refitted import RefittedMembers, SlowMembers
 from forescale.forecast.members.regression import RidgeRegression
 from forescale.forecast.members.season import Cycles, Seasons
@@ -45,6 +46,7 @@ class ForecasterBank:
             show by themselves are looked for, too.
         lower: what no value falls below; None where there is no such bound.
         covariates: names of known facts about a step; update and predict take them in this order.
+        light: in a third of the time for few series: no peaks, and only levels and a regression as members.
         slow: models that take too long to fit within a decision, as further members; in groups, each fitted
             as often as suits.
 
@@ -57,7 +59,7 @@ class ForecasterBank:
 
     learned = ("_blocks",)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a bank is made for
         self,
         series: int,
         step_s: float,
@@ -67,6 +69,7 @@ class ForecasterBank:
         lower: float | None = 0.0,
         *,
         covariates: Sequence[str] = (),
+        light: bool = False,
         slow: Sequence[SlowMembers] = (),
     ) -> None:
         _check(series, step_s, horizon_steps, levels, season_steps)
@@ -77,7 +80,8 @@ class ForecasterBank:
         self._covariates = tuple(covariates)
         self._season_steps = season_steps
         self._lower = lower
-        self._leads = peak_leads(horizon_steps)
+        self._light = light
+        self._leads = () if light else peak_leads(horizon_steps)
         leads_J = np.array([*horizon_steps, *self._leads], dtype=np.int64)
         self._targets = Targets(lead_steps_J=leads_J, peak_J=np.arange(len(leads_J)) >= len(horizon_steps))
         sizes = [min(_BLOCK, series - begin) for begin in range(0, series, _BLOCK)]
@@ -128,8 +132,11 @@ class ForecasterBank:
         """quantiles_NL of the largest value within the next ``lead_s``; at the bank's levels by default.
 
         Raises:
-            InvalidInput: ``lead_s`` reaches beyond the longest horizon, or a level is not in (0, 1).
+            InvalidInput: ``lead_s`` reaches beyond the longest horizon, a level is not in (0, 1), or the bank
+                is a light one.
         """
+        if self._light:
+            raise InvalidInput("a light bank forecasts no peaks")
         peaks_NL = read_peaks(
             self._forecast(covariates_NSK)[:, len(self._horizon_steps) :],
             leads=self._leads,
@@ -205,6 +212,8 @@ class ForecasterBank:
 
     @property
     def _capacity(self) -> int:
+        if self._light:
+            return 1  # its members look at the newest value only
         return max(_HISTORY, (self._season_steps or 0) + max(self._horizon_steps) + _MARGIN)
 
     @property
@@ -226,25 +235,30 @@ class ForecasterBank:
         }
 
     def _members(self, series: int) -> Members:
+        levels = SmoothedLevels(series, self._targets, weights=_SPEEDS)
+        steady = () if self._lower is None else _STEADY  # without a bound, all of them are
+        known = len(self._covariates)
+        if self._light:
+            ridge = RidgeRegression(series, self._targets, covariates=known)
+            return Members(points=(levels, ridge), steady=steady[:-1])
         seasons = self._seasons(series)
         cycles = Cycles(series, self._targets)
         regressed = (*(season for name, season in seasons.items() if name == "day"), cycles)
-        ridges = [RidgeRegression(series, self._targets, seasons=regressed)]
-        if self._covariates:
-            known = len(self._covariates)
-            ridges.append(RidgeRegression(series, self._targets, seasons=regressed, covariates=known))
+        informed: list[PointMember] = [RidgeRegression(series, self._targets, seasons=regressed)]
+        if known:
+            informed.append(RidgeRegression(series, self._targets, seasons=regressed, covariates=known))
+            informed.append(Proportions(series, self._targets, covariates=self._covariates))
+        network = TunedNetwork(series, self._targets, levels=self._levels, season_steps=self._day_steps)
         return Members(
             points=(
-                SmoothedLevels(series, self._targets, weights=_SPEEDS),
+                levels,
                 DampedTrend(series, self._targets),
                 *seasons.values(),
                 cycles,
-                *ridges,
+                *informed,
             ),
-            quantiles=(
-                TunedNetwork(series, self._targets, levels=self._levels, season_steps=self._day_steps),
-            ),
-            steady=_STEADY,
+            quantiles=(network,),
+            steady=steady,
         )
 
 

@@ -24,6 +24,7 @@ from forescale.forecast.waiting import Waiting
 from forescale.forecast.weights import PinballWeights
 
 _FARTHEST = 1e6  # scales that a point may lie from the level
+_FEW = 6  # values of which the scale is too small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,8 @@ class Members:
 
     Attributes:
         points, quantiles: the families.
-        steady: names of points that are also taken with errors that do not grow with the value.
+        steady: names of points that are also taken with errors that do not grow with the value, as all do
+            where values have no lower bound.
     """
 
     points: tuple[PointMember, ...]
@@ -98,7 +100,7 @@ class SeriesBlock:
         self._members = (*members.points, *members.quantiles)
         names = members.point_names
         self._point_P = np.array([*range(len(names)), *(names.index(name) for name in members.steady)])
-        self._steady = len(names)  # points from here on
+        self._steady = 0 if lower is None else len(names)  # points from here on
         points, columns = len(self._point_P), len(targets.lead_steps_J)
         asked = len(members.names) - points
         shape = (series, len(members.names), columns, len(levels_L))
@@ -200,6 +202,9 @@ class SeriesBlock:
         # After idleness the scale of then says nothing about errors of now.
         floor_NJ = 0.1 * self._local.scale_N[:, None] / anchor.scale
         error_NPJ /= np.maximum(spread_NPJ, floor_NJ[:, None].astype(np.float32))
+        # Nor does the scale of the first few values.
+        first_NJ = self._seen_N[:, None] < leads_J + _FEW
+        error_NPJ = np.where(first_NJ[:, None], np.float32(np.nan), error_NPJ)
         self._errors.append(error_NPJ, self._step)
 
     def _forecast(self, upcoming_NJK: Array | None) -> None:
