@@ -44,9 +44,7 @@ def test_flags_are_no_proportions() -> None:
     flags_T = (np.arange(60) % 20 == 19).astype(float)
     bank, _ = forecasts(10.0 + 5.0 * flags_T, flags_T, told=True)
     of_member = dict(zip(bank.member_names, bank.member_quantiles()[0, :, 0, 1], strict=True))
-    proportional = [value for name, value in of_member.items() if name.startswith("size_times")]
-    assert len(proportional) == 2
-    assert proportional == pytest.approx([10.0, 10.0], abs=5.0)
+    assert of_member["proportional_to_size"] == pytest.approx(10.0, abs=5.0)
 
 
 def test_state_holds_the_proportions(sizes_T: Array) -> None:

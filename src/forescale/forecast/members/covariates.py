@@ -2,7 +2,7 @@
 
 A regression finds that out, too, but needs many values for it, and forgets slowly.
 
-Axes: N = series, M = forecasts of the family, J = target, K = covariate, A = smoothing weight.
+Axes: N = series, M = K = covariate, J = target.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from forescale.forecast.forecaster import Array
 from forescale.forecast.members.member import Moment, Targets
 
-_WEIGHTS_A = np.array([0.3, 0.05])  # of the newest value and covariate in their means
+_WEIGHT = 0.1  # of the newest value and covariate in their means
 
 
 class Proportions:
-    """Smoothed value over smoothed covariate, times the covariate of the target.
+    """Smoothed value over smoothed covariate, times the covariate of the target: one forecast per covariate.
 
     Where a covariate is unknown, or was not always positive, the present level is forecast.
 
@@ -28,17 +28,17 @@ class Proportions:
         covariates: names of K facts.
     """
 
-    learned = ("_value_NAK", "_told_NAK", "_count_NK", "_positive_NK", "_newest_NK")
+    learned = ("_value_NK", "_told_NK", "_count_NK", "_positive_NK", "_newest_NK")
 
     def __init__(self, series: int, targets: Targets, *, covariates: Sequence[str]) -> None:
-        self.names = tuple(f"{name}_times_{weight:g}" for weight in _WEIGHTS_A for name in covariates)
+        self.names = tuple(f"proportional_to_{name}" for name in covariates)
         self._columns = len(targets.lead_steps_J)
-        shape = (series, len(_WEIGHTS_A), len(covariates))
-        self._value_NAK = np.zeros(shape)
-        self._told_NAK = np.zeros(shape)
-        self._count_NK = np.zeros((series, len(covariates)))
-        self._positive_NK = np.ones((series, len(covariates)), dtype=np.bool_)
-        self._newest_NK = np.full((series, len(covariates)), np.nan)
+        shape = (series, len(covariates))
+        self._value_NK = np.zeros(shape)
+        self._told_NK = np.zeros(shape)
+        self._count_NK = np.zeros(shape)
+        self._positive_NK = np.ones(shape, dtype=np.bool_)
+        self._newest_NK = np.full(shape, np.nan)
 
     def update(self, now: Moment) -> None:
         assert now.covariates_NK is not None
@@ -47,19 +47,14 @@ class Proportions:
         known_NK = np.isfinite(now.observed_N)[:, None] & np.isfinite(self._newest_NK)
         self._count_NK += known_NK
         # The plain mean of the first values, until the smoothing's own memory is full.
-        weights_NAK = np.maximum(_WEIGHTS_A[:, None], 1.0 / np.maximum(self._count_NK, 1.0)[:, None])
-        weights_NAK = np.where(known_NK[:, None], weights_NAK, 0.0)
-        told_NK = np.where(known_NK, self._newest_NK, 0.0)
-        self._value_NAK += weights_NAK * (now.values_N[:, None, None] - self._value_NAK)
-        self._told_NAK += weights_NAK * (told_NK[:, None] - self._told_NAK)
+        weight_NK = np.where(known_NK, np.maximum(_WEIGHT, 1.0 / np.maximum(self._count_NK, 1.0)), 0.0)
+        self._value_NK += weight_NK * (now.values_N[:, None] - self._value_NK)
+        self._told_NK += weight_NK * (np.where(known_NK, self._newest_NK, 0.0) - self._told_NK)
 
     def points_NMJ(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:
         if upcoming_NJK is None:
             upcoming_NJK = np.repeat(self._newest_NK[:, None], self._columns, axis=1)
-        upcoming_NAKJ = upcoming_NJK.swapaxes(1, 2)[:, None]
-        usable_NAKJ = (self._positive_NK & (self._count_NK > 0))[:, None, :, None] & (upcoming_NAKJ > 0.0)
-        ratio_NAK = self._value_NAK / np.where(self._told_NAK > 0.0, self._told_NAK, 1.0)
-        points_NAKJ = np.where(
-            usable_NAKJ, ratio_NAK[..., None] * upcoming_NAKJ, now.level_N[:, None, None, None]
-        )
-        return points_NAKJ.reshape(len(points_NAKJ), -1, self._columns)
+        upcoming_NMJ = upcoming_NJK.swapaxes(1, 2)
+        usable_NMJ = (self._positive_NK & (self._count_NK > 0))[..., None] & (upcoming_NMJ > 0.0)
+        ratio_NM = self._value_NK / np.where(self._told_NK > 0.0, self._told_NK, 1.0)
+        return np.where(usable_NMJ, ratio_NM[..., None] * upcoming_NMJ, now.level_N[:, None, None])
