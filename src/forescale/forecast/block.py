@@ -25,6 +25,7 @@ from forescale.forecast.waiting import Waiting
 from forescale.forecast.weights import PinballWeights
 
 _FARTHEST = 1e6  # scales that a point may lie from the level
+_FEW = 6  # values of which the scale is too small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +34,8 @@ class Members:
 
     Attributes:
         points, quantiles: the families.
-        steady: names of points that are also taken with errors that do not grow with the value.
+        steady: names of points that are also taken with errors that do not grow with the value, as all do
+            where values have no lower bound.
     """
 
     points: tuple[PointMember, ...]
@@ -75,7 +77,7 @@ class SeriesBlock:
         "_errors",
         "_weights",
         "_levels",
-        "_covariates_NK",
+        "_told_NRK",
         "_due_NJ",
         "_members",
         "_forecast_NJL",
@@ -99,7 +101,7 @@ class SeriesBlock:
         self._members = (*members.points, *members.quantiles)
         names = members.point_names
         self._point_P = np.array([*range(len(names)), *(names.index(name) for name in members.steady)])
-        self._steady = len(names)  # points from here on
+        self._steady = 0 if lower is None else len(names)  # points from here on
         points, columns = len(self._point_P), len(targets.lead_steps_J)
         asked = len(members.names) - points
         shape = (series, len(members.names), columns, len(levels_L))
@@ -116,7 +118,7 @@ class SeriesBlock:
         self._errors = ErrorWindows(series, points, targets, levels_L)
         self._weights = PinballWeights(shape, levels_L)
         self._levels = AdaptiveLevels(series, targets, levels_L)
-        self._covariates_NK = np.full((series, covariates), np.nan)
+        self._told_NRK = np.full((series, depth, covariates), np.nan)
         self._due_NJ = np.full((series, columns), np.nan)
         self._forecast_NJL = np.zeros((series, columns, len(levels_L)))
         if lower is not None:
@@ -136,7 +138,7 @@ class SeriesBlock:
         self._seen_N = self._seen_N + known_N
         self._history.append(np.where(known_N, observed_N, self._local.level_N), first_N)
         self._observed_NR[:, self._step % self._observed_NR.shape[1]] = observed_N
-        self._covariates_NK = covariates_NK
+        self._told_NRK[:, self._step % self._told_NRK.shape[1]] = covariates_NK
         self._learn()
         self._local.update(self._step, observed_N, np.maximum(self._seen_N, 1.0))
         now = self._now()
@@ -150,10 +152,10 @@ class SeriesBlock:
             self._forecast(upcoming_NJK)
         return self._forecast_NJL
 
-    def members(self) -> Array:
+    def members(self, upcoming_NJK: Array | None) -> Array:
         """quantiles_NMJL of every member, before they are weighed and calibrated."""
         now = self._now()
-        said_NMJL = np.sort(self._said(now, None), axis=-1).astype(np.float64)
+        said_NMJL = np.sort(self._said(now, upcoming_NJK), axis=-1).astype(np.float64)
         quantiles_NMJL = now.level_N[:, None, None, None] + said_NMJL * now.scale_N[:, None, None, None]
         return quantiles_NMJL if self._lower is None else np.maximum(quantiles_NMJL, self._lower)
 
@@ -168,8 +170,18 @@ class SeriesBlock:
             scale_N=self._local.scale_N,
             due_NJ=self._due_NJ,
             history=self._history,
-            covariates_NK=self._covariates_NK if self._covariates_NK.shape[1] else None,
+            **self._facts(),
         )
+
+    def _facts(self) -> dict[str, Array]:
+        """covariates_NK of the newest step, and came_NJK of the targets that are due with it."""
+        if not self._told_NRK.shape[2]:
+            return {}
+        leads_J = self._targets.lead_steps_J
+        recent_NRK = self._told_NRK[:, (self._step - np.arange(leads_J.max())) % self._told_NRK.shape[1]]
+        largest_NJK = np.fmax.accumulate(recent_NRK, axis=1)[:, leads_J - 1]
+        came_NJK = np.where(self._targets.peak_J[:, None], largest_NJK, recent_NRK[:, :1])
+        return {"covariates_NK": recent_NRK[:, 0], "came_NJK": came_NJK}
 
     def _learn(self) -> None:
         """Compare what is due with what was forecast."""
@@ -191,6 +203,9 @@ class SeriesBlock:
         # After idleness the scale of then says nothing about errors of now.
         floor_NJ = 0.1 * self._local.scale_N[:, None] / anchor.scale
         error_NPJ /= np.maximum(spread_NPJ, floor_NJ[:, None].astype(np.float32))
+        # Nor does the scale of the first few values.
+        first_NJ = self._seen_N[:, None] < leads_J + _FEW
+        error_NPJ = np.where(first_NJ[:, None], np.float32(np.nan), error_NPJ)
         self._errors.append(error_NPJ, self._step)
 
     def _forecast(self, upcoming_NJK: Array | None) -> None:

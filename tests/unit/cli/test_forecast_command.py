@@ -287,6 +287,8 @@ def test_files_that_are_no_series(tmp_path: Path) -> None:
         (["--season-s", "1800"], "a season has at least 2"),
         (["--season-s", "604800"], "must hold two of them"),
         (["--step-s", "60"], "use 1800 s or more"),
+        (["--plot", "fan.jpg"], "--plot writes .svg, .png, .pdf, not fan.jpg"),
+        (["--plot", "no_such_folder/fan.svg"], "there is no folder no_such_folder"),
     ],
 )
 def test_options_that_do_not_suit_the_series(file: Path, words: list[str], said: str) -> None:

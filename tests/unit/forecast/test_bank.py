@@ -9,6 +9,7 @@ import pytest
 from forescale.core.errors import InvalidInput
 from forescale.forecast.bank import ForecasterBank
 from forescale.forecast.ensemble import EnsembleForecaster
+from forescale.forecast.snapshot import as_json, fork
 
 LEVELS = (0.1, 0.5, 0.9, 0.95)
 
@@ -196,3 +197,32 @@ def test_values_of_another_number_of_series_are_refused() -> None:
 def test_a_lead_beyond_the_longest_horizon_is_refused() -> None:
     with pytest.raises(InvalidInput, match="longer horizon"):
         small_bank().predict_peak(300.0)
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_what_a_fork_learns_is_its_own(noise_TN: np.ndarray, light: bool) -> None:
+    bank = fed(small_bank(light=light, covariates=("known",)), noise_TN[:80])
+    before = as_json(bank.state())
+    twin = fed(fork(bank), noise_TN[80:])
+    assert as_json(bank.state()) == before
+    assert np.array_equal(twin.predict(), fed(bank, noise_TN[80:]).predict())
+
+
+def test_light_bank_knows_levels_and_covariates() -> None:
+    rng = np.random.default_rng(8)
+    bank = ForecasterBank(1, 1.0, (1,), LEVELS, lower=None, covariates=("size", "other"), light=True)
+    told_TK = rng.normal(size=(200, 2))
+    for told_K in told_TK:
+        bank.predict(told_K[None])
+        bank.update(np.array([3.0 * told_K[0]]), told_K[None])
+    assert bank.predict(np.array([[1.5, 0.0]]))[0, 0, 1] == pytest.approx(4.5, abs=0.5)
+    with pytest.raises(InvalidInput, match="light"):
+        bank.predict_peak(1.0)
+
+
+def test_errors_of_the_first_values_do_not_widen_forecasts_for_long() -> None:
+    rng = np.random.default_rng(9)
+    bank = ForecasterBank(20, 1.0, (1,), (0.05, 0.5, 0.95), lower=None, light=True)
+    fed(bank, 0.03 * rng.standard_normal((15, 20)))
+    low_N, _, high_N = bank.predict()[:, 0].T
+    assert (high_N - low_N).max() < 0.3  # of a Gaussian: 0.1

@@ -74,6 +74,8 @@ class Moment:
             ``step - lead_steps_J``; NaN where that was before the first value, or the value is missing.
         history: the values so far, the newest one included.
         covariates_NK: known facts about the newest step; None where the bank has none.
+        came_NJK: those of the targets that became known: of the newest step, and of a maximum the largest on
+            the way.
     """
 
     step: int
@@ -85,6 +87,7 @@ class Moment:
     due_NJ: Array
     history: History
     covariates_NK: Array | None = None
+    came_NJK: Array | None = None
 
 
 class Member(Protocol):
@@ -115,7 +118,8 @@ class PointMember(Member, Protocol):
     def points_NMJ(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:
         """Forecasts made ``now``, in the unit of the series; `update` has seen the same moment.
 
-        ``upcoming_NJK`` are the covariates of the steps that the targets are at, None where unknown.
+        ``upcoming_NJK`` are the covariates of the steps that the targets are at, of a maximum the largest on
+        the way; NaN or None where unknown.
         """
         ...
 
