@@ -15,15 +15,11 @@ from forescale.core.clock import SystemClock
 from forescale.core.errors import InvalidInput
 from forescale.forecast.backtest import Backtest, Contender, run_backtest, spread_origins
 from forescale.forecast.baselines import MovingWindow, SeasonalNaive
-from forescale.forecast.changes import AnomalyFlags
 from forescale.forecast.ensemble import EnsembleForecaster
 from forescale.forecast.forecaster import Array, Covariates
 from forescale.forecast.series import Series
 
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-_LOW, _MIDDLE, _HIGH = 0, 2, 4  # of them, around the middle
-_FARTHEST = 1e6
-_UNUSED = 16  # first values, of which nothing can be expected yet
 _HORIZON_STEPS = (1, 5, 15, 60)
 _DAY_S = 86400.0
 _ORIGINS = 200
@@ -112,7 +108,7 @@ def learn(
     series = _recent(series)
     horizon_steps, said = _horizons(series, horizon_s)
     season_steps, said_of_season = _season(series, season_s)
-    fan_steps = _fan(horizon_steps) if fan else tuple(sorted({1, *horizon_steps}))
+    fan_steps = _fan(horizon_steps) if fan else horizon_steps
     asked_H = [fan_steps.index(steps) for steps in horizon_steps]
     pupil = _Pupil(
         EnsembleForecaster(series.step_s, fan_steps, LEVELS, season_steps, lower=series.lower), asked_H
@@ -152,7 +148,6 @@ class _Pupil:
     """Learns, and keeps which values were anomalies and what each member forecast when asked.
 
     Args:
-        forecaster: its first horizon is one step.
         asked_H: which of the forecaster's horizons are asked for.
     """
 
@@ -161,18 +156,12 @@ class _Pupil:
         self._asked_H = asked_H
         self.anomalies: list[int] = []
         self.members_OMHL: list[Array] = []
-        self._flags = AnomalyFlags(1)
         self._step = 0
 
     def update(self, value: float, covariates: Covariates | None = None) -> None:
-        expected_L = self.forecaster.predict()[0]
-        middle = expected_L[_MIDDLE]
-        # In units of what was thought possible: a day of many requests strays more than a night of few.
-        usual = max(expected_L[_HIGH] - expected_L[_LOW], 1e-3 * abs(middle), 1e-9)
-        strayed = np.clip((value - middle) / usual, -_FARTHEST, _FARTHEST)
-        if self._flags.update(np.array([strayed if self._step >= _UNUSED else np.nan]))[0]:
-            self.anomalies.append(self._step)
         self.forecaster.update(value, covariates)
+        if self.forecaster.anomaly():
+            self.anomalies.append(self._step)
         self._step += 1
 
     def predict(self, covariates: Covariates | None = None) -> Array:

@@ -25,6 +25,7 @@ class EnsembleForecaster:
         season_steps: length of a season; None for a day.
         lower: what no value falls below; None where there is no such bound.
         covariates: names of those that count; others that are told are not used.
+        false_alarm_rate: fraction of ordinary values that `anomaly` may flag, in (0, 1).
 
     Raises:
         InvalidInput: of an argument out of range.
@@ -39,10 +40,18 @@ class EnsembleForecaster:
         *,
         lower: float | None = 0.0,
         covariates: Sequence[str] = (),
+        false_alarm_rate: float = 0.001,
     ) -> None:
         self._covariates = tuple(covariates)
         self._bank = ForecasterBank(
-            1, step_s, horizon_steps, levels, season_steps, lower, covariates=self._covariates
+            1,
+            step_s,
+            horizon_steps,
+            levels,
+            season_steps,
+            lower,
+            covariates=self._covariates,
+            false_alarm_rate=false_alarm_rate,
         )
 
     @property
@@ -60,6 +69,10 @@ class EnsembleForecaster:
     def predict_peak(self, lead_s: float, levels: Sequence[float]) -> Array:
         """quantiles_L of the largest value within the next ``lead_s``, up to the longest horizon."""
         return self._bank.predict_peak(lead_s, levels)[0]
+
+    def anomaly(self) -> bool:
+        """Whether the newest value does not belong, see `ForecasterBank.anomalies`."""
+        return bool(self._bank.anomalies()[0])
 
     def member_quantiles(self) -> Array:
         """quantiles_MHL of every member, before they are weighed and calibrated."""
