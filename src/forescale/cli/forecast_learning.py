@@ -18,7 +18,6 @@ from forescale.core.clock import SystemClock
 from forescale.core.errors import InvalidInput
 from forescale.forecast.backtest import Backtest, Contender, run_backtest, spread_origins
 from forescale.forecast.baselines import MovingWindow, SeasonalNaive
-from forescale.forecast.changes import AnomalyFlags
 from forescale.forecast.ensemble import EnsembleForecaster
 from forescale.forecast.events import Plan, PlannedEvent
 from forescale.forecast.forecaster import Array, Covariates
@@ -26,9 +25,6 @@ from forescale.forecast.members.refitted import SlowMembers
 from forescale.forecast.series import Series
 
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-_LOW, _MIDDLE, _HIGH = 0, 2, 4  # of them, around the middle
-_FARTHEST = 1e6
-_UNUSED = 16  # first values, of which nothing can be expected yet
 _HORIZON_STEPS = (1, 5, 15, 60)
 _DAY_S = 86400.0
 _ORIGINS = 200
@@ -138,7 +134,7 @@ def learn(series: Series, wanted: Wanted, progress: Progress) -> tuple[Forecast,
     length = len(series.values_T)
     horizon_steps, said = _horizons(series, wanted.horizon_s)
     season_steps, said_of_season = _season(series, wanted.season_s)
-    fan_steps = _fan(horizon_steps) if wanted.fan else tuple(sorted({1, *horizon_steps}))
+    fan_steps = _fan(horizon_steps) if wanted.fan else horizon_steps
     asked_H = [fan_steps.index(steps) for steps in horizon_steps]
     facts = known_facts(series, fan_steps[-1], plan=wanted.plan, calendar=wanted.calendar)
     slow = _slow(wanted.slow, series, season_steps)
@@ -201,7 +197,6 @@ class _Pupil:
     """Learns, and keeps which values were anomalies and what each member forecast when asked.
 
     Args:
-        forecaster: its first horizon is one step.
         asked_H: which of the forecaster's horizons are asked for.
         facts: about each step of the series and those after it; empty where nothing is known.
         ahead: steps that are forecast.
@@ -216,7 +211,6 @@ class _Pupil:
         self._ahead = ahead
         self.anomalies: list[int] = []
         self.members_OMHL: list[Array] = []
-        self._flags = AnomalyFlags(1)
         self._step = 0
 
     @property
@@ -225,14 +219,10 @@ class _Pupil:
         return self._facts[self._step : self._step + self._ahead] if self._facts else None
 
     def update(self, value: float, covariates: Covariates | None = None) -> None:  # noqa: ARG002 - it knows
-        expected_L = self.forecaster.predict(self.upcoming)[0]
-        middle = expected_L[_MIDDLE]
-        # In units of what was thought possible: a day of many requests strays more than a night of few.
-        usual = max(expected_L[_HIGH] - expected_L[_LOW], 1e-3 * abs(middle), 1e-9)
-        strayed = np.clip((value - middle) / usual, -_FARTHEST, _FARTHEST)
-        if self._flags.update(np.array([strayed if self._step >= _UNUSED else np.nan]))[0]:
-            self.anomalies.append(self._step)
+        self.forecaster.predict(self.upcoming)  # members are judged by what they say knowing the facts
         self.forecaster.update(value, self._facts[self._step] if self._facts else None)
+        if self.forecaster.anomaly():
+            self.anomalies.append(self._step)
         self._step += 1
 
     def predict(self, covariates: Covariates | None = None) -> Array:  # noqa: ARG002 - it knows

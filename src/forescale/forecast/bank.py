@@ -13,6 +13,7 @@ import numpy as np
 
 from forescale.core.errors import InvalidInput
 from forescale.forecast.block import Members, SeriesBlock
+from forescale.forecast.changes import Flags
 from forescale.forecast.forecaster import Array
 from forescale.forecast.members.covariates import Proportions
 from forescale.forecast.members.levels import DampedTrend, SmoothedLevels
@@ -46,9 +47,11 @@ class ForecasterBank:
             show by themselves are looked for, too.
         lower: what no value falls below; None where there is no such bound.
         covariates: names of known facts about a step; update and predict take them in this order.
-        light: in a third of the time for few series: no peaks, and only levels and a regression as members.
+        light: in a third of the time for few series: only levels and a regression as members, no peaks, no
+            anomalies, and no new beginning where a level moves.
         slow: models that take too long to fit within a decision, as further members; in groups, each fitted
             as often as suits.
+        false_alarm_rate: fraction of ordinary values that `anomalies` may flag, in (0, 1).
 
     Attributes:
         member_names: whose weights `weights` tells.
@@ -59,7 +62,7 @@ class ForecasterBank:
 
     learned = ("_blocks",)
 
-    def __init__(  # noqa: PLR0913 - what a bank is made for
+    def __init__(  # noqa: PLR0913 - the public entry; what few need are keywords
         self,
         series: int,
         step_s: float,
@@ -71,8 +74,11 @@ class ForecasterBank:
         covariates: Sequence[str] = (),
         light: bool = False,
         slow: Sequence[SlowMembers] = (),
+        false_alarm_rate: float = 0.001,
     ) -> None:
         _check(series, step_s, horizon_steps, levels, season_steps)
+        if not 0.0 < false_alarm_rate < 1.0:
+            raise InvalidInput(f"false_alarm_rate must lie between 0 and 1, not {false_alarm_rate}")
         self._series = series
         self._step_s = step_s
         self._horizon_steps = tuple(horizon_steps)
@@ -82,6 +88,7 @@ class ForecasterBank:
         self._lower = lower
         self._light = light
         self._leads = () if light else peak_leads(horizon_steps)
+        self._false_alarm_rate = false_alarm_rate
         leads_J = np.array([*horizon_steps, *self._leads], dtype=np.int64)
         self._targets = Targets(lead_steps_J=leads_J, peak_J=np.arange(len(leads_J)) >= len(horizon_steps))
         sizes = [min(_BLOCK, series - begin) for begin in range(0, series, _BLOCK)]
@@ -146,6 +153,19 @@ class ForecasterBank:
         )
         return peaks_NL if self._lower is None else np.maximum(peaks_NL, self._lower)
 
+    def anomalies(self) -> Flags:
+        """flags_N: whether the newest value of each series does not belong.
+
+        Its error, one step ahead and relative to the width of its forecast, is too unlikely. Missing values
+        and the first ones are never flagged.
+
+        Raises:
+            InvalidInput: the bank is a light one.
+        """
+        if self._light:
+            raise InvalidInput("a light bank looks for no anomalies")
+        return np.concatenate([block.anomalies_N for block in self._blocks])
+
     def member_quantiles(self, covariates_NSK: Array | None = None) -> Array:
         """quantiles_NMHL of every member, before they are weighed and calibrated."""
         upcoming = self._upcoming(covariates_NSK)
@@ -208,6 +228,7 @@ class ForecasterBank:
             capacity=self._capacity,
             covariates=len(self._covariates),
             lower=self._lower,
+            false_alarm_rate=None if self._light else self._false_alarm_rate,
         )
 
     @property

@@ -13,8 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from forescale.forecast.calibration import AdaptiveLevels
+from forescale.forecast.changes import AnomalyFlags, Flags, ShiftDetector
 from forescale.forecast.errors import ErrorWindows
 from forescale.forecast.forecaster import Array
 from forescale.forecast.history import RecentValues
@@ -26,6 +28,10 @@ from forescale.forecast.weights import PinballWeights
 
 _FARTHEST = 1e6  # scales that a point may lie from the level
 _FEW = 6  # values of which the scale is too small
+_UNUSED = 16  # first values, of which nothing can be expected yet
+_ROUNDING = 0.01  # of the width of a forecast; smaller errors are none
+_FALSE_SHIFTS = 0.01  # fraction of steps that may be taken for shifts: a restart costs little
+_AROUND = np.array([0.1, 0.5, 0.9])  # levels that say where the next value is expected, or those nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,11 +68,17 @@ class SeriesBlock:
         members: constructed for the same series and targets.
         capacity: values of each series that members may look back on.
         lower: what no value falls below; None without such a bound.
+        false_alarm_rate: fraction of ordinary values that may be called anomalies; None to look neither for
+            anomalies nor for levels that have moved for good.
+
+    Attributes:
+        anomalies_N: whether the newest values do not belong.
     """
 
     learned = (
         "_step",
         "_seen_N",
+        "_settled_N",
         "_stale",
         "_history",
         "_local",
@@ -81,6 +93,9 @@ class SeriesBlock:
         "_due_NJ",
         "_members",
         "_forecast_NJL",
+        "_flags",
+        "_shifts",
+        "anomalies_N",
     )
 
     def __init__(
@@ -93,7 +108,9 @@ class SeriesBlock:
         capacity: int,
         covariates: int = 0,
         lower: float | None,
+        false_alarm_rate: float | None,
     ) -> None:
+        self._seeks_changes = false_alarm_rate is not None
         self._targets = targets
         self._lower = lower
         self._point_members = members.points
@@ -109,6 +126,7 @@ class SeriesBlock:
         self._step = 0
         self._stale = False
         self._seen_N = np.zeros(series)
+        self._settled_N = np.zeros(series)  # values since the level last moved
         self._history = RecentValues(series, capacity)
         self._local = LocalScale(series, depth)
         self._observed_NR = np.full((series, depth), np.nan)
@@ -123,6 +141,11 @@ class SeriesBlock:
         self._forecast_NJL = np.zeros((series, columns, len(levels_L)))
         if lower is not None:
             np.maximum(self._forecast_NJL, lower, out=self._forecast_NJL)
+        self._next = int(np.argmax(targets.lead_steps_J == 1))  # there is one: a peak over one step
+        self._around = np.abs(np.subtract.outer(_AROUND, levels_L)).argmin(axis=1)
+        self._flags = AnomalyFlags(series, false_alarm_rate=false_alarm_rate or _FALSE_SHIFTS)
+        self._shifts = ShiftDetector(series, false_alarm_rate=_FALSE_SHIFTS)
+        self.anomalies_N: Flags = np.zeros(series, dtype=np.bool_)
 
     @property
     def weights_NMJL(self) -> SmallArray:
@@ -132,19 +155,30 @@ class SeriesBlock:
         """Take the newest values, NaN where missing."""
         if self._stale:  # nobody asked: members are still to be judged by what they would have said
             self._forecast(None)
+        shifted = self._judge(observed_N) if self._seeks_changes else np.zeros(0, dtype=np.int64)
         self._step += 1
         known_N = np.isfinite(observed_N)
         first_N = (self._seen_N == 0) & known_N
         self._seen_N = self._seen_N + known_N
+        self._settled_N = self._settled_N + known_N
         self._history.append(np.where(known_N, observed_N, self._local.level_N), first_N)
         self._observed_NR[:, self._step % self._observed_NR.shape[1]] = observed_N
         self._told_NRK[:, self._step % self._told_NRK.shape[1]] = covariates_NK
         self._learn()
-        self._local.update(self._step, observed_N, np.maximum(self._seen_N, 1.0))
+        if shifted.size:
+            self._restart(shifted)
+        counts = np.maximum(self._seen_N, 1.0), np.maximum(self._settled_N, 1.0)
+        self._local.update(self._step, observed_N, *counts)
         now = self._now()
         for member in self._members:
             member.update(now)
         self._stale = True
+
+    def _judge(self, observed_N: Array) -> npt.NDArray[np.int64]:
+        """Flag anomalies; the series whose level has moved for good."""
+        strayed_N = self._strayed_N(observed_N)
+        self.anomalies_N = self._flags.update(strayed_N)
+        return np.flatnonzero(self._shifts.update(strayed_N))
 
     def forecast(self, upcoming_NJK: Array | None) -> Array:
         """quantiles_NJL of all targets; a later call for the same step takes the place of an earlier one."""
@@ -163,7 +197,7 @@ class SeriesBlock:
         observed_N = self._observed_NR[:, self._step % self._observed_NR.shape[1]]
         return Moment(
             step=self._step,
-            seen_N=np.maximum(self._seen_N, 1.0),
+            seen_N=np.maximum(self._settled_N, 1.0),
             observed_N=observed_N,
             values_N=self._history.last(1)[:, 0],
             level_N=self._local.level_N,
@@ -182,6 +216,25 @@ class SeriesBlock:
         largest_NJK = np.fmax.accumulate(recent_NRK, axis=1)[:, leads_J - 1]
         came_NJK = np.where(self._targets.peak_J[:, None], largest_NJK, recent_NRK[:, :1])
         return {"covariates_NK": recent_NRK[:, 0], "came_NJK": came_NJK}
+
+    def _strayed_N(self, observed_N: Array) -> Array:
+        """How far the newest values are from what was expected of them; NaN where nothing was."""
+        low_N, middle_N, high_N = self._forecast_NJL[:, self._next, self._around].T
+        # In units of what was thought possible: a day of many requests strays more than a night of few.
+        usual_N = np.maximum(high_N - low_N, 1e-3 * np.abs(middle_N)) + 1e-9
+        strayed_N = ((observed_N - middle_N) / usual_N).clip(-_FARTHEST, _FARTHEST)
+        strayed_N[np.abs(strayed_N) < _ROUNDING] = 0.0
+        return np.where(self._seen_N >= _UNUSED, strayed_N, np.nan)
+
+    def _restart(self, shifted: npt.NDArray[np.int64]) -> None:
+        """Levels have moved for good: averages begin again, at the newest value.
+
+        Forecasts made before are judged by nobody, since no member could know. The issued ones still count
+        for the levels that quantiles are read at: these promise to cover whatever the series does.
+        """
+        self._settled_N[shifted] = 1.0
+        self._points.forget(shifted)
+        self._quantiles.forget(shifted)
 
     def _learn(self) -> None:
         """Compare what is due with what was forecast."""

@@ -28,6 +28,7 @@ class EnsembleForecaster:
         covariates: names of those that count; others that are told are not used.
         slow: models that take too long to fit within a decision, as further members; in groups, each fitted
             as often as suits.
+        false_alarm_rate: fraction of ordinary values that `anomaly` may flag, in (0, 1).
 
     Raises:
         InvalidInput: of an argument out of range.
@@ -43,10 +44,19 @@ class EnsembleForecaster:
         lower: float | None = 0.0,
         covariates: Sequence[str] = (),
         slow: Sequence[SlowMembers] = (),
+        false_alarm_rate: float = 0.001,
     ) -> None:
         self._covariates = tuple(covariates)
         self._bank = ForecasterBank(
-            1, step_s, horizon_steps, levels, season_steps, lower, covariates=self._covariates, slow=slow
+            1,
+            step_s,
+            horizon_steps,
+            levels,
+            season_steps,
+            lower,
+            covariates=self._covariates,
+            slow=slow,
+            false_alarm_rate=false_alarm_rate,
         )
 
     @property
@@ -66,6 +76,10 @@ class EnsembleForecaster:
     ) -> Array:
         """quantiles_L of the largest value within the next ``lead_s``, up to the longest horizon."""
         return self._bank.predict_peak(lead_s, levels, self._told(covariates))[0]
+
+    def anomaly(self) -> bool:
+        """Whether the newest value does not belong, see `ForecasterBank.anomalies`."""
+        return bool(self._bank.anomalies()[0])
 
     def member_quantiles(self, covariates: Upcoming | None = None) -> Array:
         """quantiles_MHL of every member, before they are weighed and calibrated."""

@@ -43,5 +43,9 @@ class Waiting:
         """facts_NJD put at ``step - lead``, NaN where nothing was; those of ``step`` itself once put."""
         return self._ring_NRD[:, self._places(step)].astype(np.float32, copy=False)
 
+    def forget(self, rows: npt.NDArray[np.int64]) -> None:
+        """Drop all that waits of some series."""
+        self._ring_NRD[rows] = np.nan
+
     def _places(self, step: int) -> npt.NDArray[np.int64]:
         return self._begin_J + step % self._leads_J

@@ -63,7 +63,8 @@ class Moment:
 
     Attributes:
         step: values so far, this one included; missing ones count.
-        seen_N: those that were not missing, at least 1.
+        seen_N: those that were not missing, since the first or since the level last moved for good; at
+            least 1. Averages begin again with it: of values before, none is like those to come.
         observed_N: the newest values, NaN where missing.
         values_N: the same with missing ones replaced, never NaN.
         level_N: local level (a smoothed value) after the newest value.
