@@ -134,7 +134,7 @@ def learn(series: Series, wanted: Wanted, progress: Progress) -> tuple[Forecast,
     length = len(series.values_T)
     horizon_steps, said = _horizons(series, wanted.horizon_s)
     season_steps, said_of_season = _season(series, wanted.season_s)
-    fan_steps = _fan(horizon_steps) if wanted.fan else horizon_steps
+    fan_steps = _fan(horizon_steps) if wanted.fan else tuple(sorted({1, *horizon_steps}))
     asked_H = [fan_steps.index(steps) for steps in horizon_steps]
     facts = known_facts(series, fan_steps[-1], plan=wanted.plan, calendar=wanted.calendar)
     slow = _slow(wanted.slow, series, season_steps)
