@@ -5,13 +5,16 @@ ForescaleError
 │   ├── CaptureFailed       a model whose forward cannot be turned into a graph
 │   ├── InfeasiblePlan      no split fits the devices' memory
 │   ├── TaskFailed          the user's own code (task file, loss, optimizer) raised
-│   └── CheckpointMismatch  a checkpoint of another model
+│   ├── CheckpointMismatch  a checkpoint of another model
+│   └── NotFound            a model, version, alias or deployment that does not exist
 ├── RunFailed               a run that had started could not go on
 │   ├── WorkerLost          a worker process died
 │   ├── NonFiniteLoss       the loss became NaN or infinite
 │   └── CheckpointFailed    a checkpoint could not be written
-└── ChannelFailed           coordinator and worker cannot talk to each other
-    └── PeerGone            the other end is no longer there, or never was
+├── ChannelFailed           coordinator and worker cannot talk to each other
+│   └── PeerGone            the other end is no longer there, or never was
+└── RegistryFailed          the registry's database or artifact store cannot be used
+    └── ArtifactCorrupt     a stored file is not what was put in
 """
 
 from __future__ import annotations
@@ -110,3 +113,19 @@ class ChannelFailed(ForescaleError):
 
 class PeerGone(ChannelFailed):
     """The other end of a channel is no longer there, never was, or refused the connection."""
+
+
+class NotFound(InvalidInput):
+    """A model, version, alias or deployment that does not exist."""
+
+
+class RegistryFailed(ForescaleError):
+    """The registry's database or its artifact store cannot be used."""
+
+
+class ArtifactCorrupt(RegistryFailed):
+    """A stored file is missing or is not what was put in."""
+
+    def __init__(self, sha256: str, found: str) -> None:
+        self.sha256 = sha256
+        super().__init__(f"artifact {sha256[:12]} is damaged ({found}); add the model again")
