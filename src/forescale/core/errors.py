@@ -10,6 +10,11 @@ ForescaleError
 │   ├── WorkerLost          a worker process died
 │   ├── NonFiniteLoss       the loss became NaN or infinite
 │   └── CheckpointFailed    a checkpoint could not be written
+├── RequestFailed           a request to a served model got no answer; .status says why as HTTP does
+│   ├── BadRequest          it makes no sense, or does not fit the model
+│   ├── NotServed           nothing of that name or version is served
+│   ├── TooBusy             it cannot be answered in time; .retry_after_s says when to try again
+│   └── ModelFailed         the model could not compute an answer
 └── ChannelFailed           coordinator and worker cannot talk to each other
     └── PeerGone            the other end is no longer there, or never was
 """
@@ -102,6 +107,44 @@ class NonFiniteLoss(RunFailed):
 
 class CheckpointFailed(RunFailed):
     """A checkpoint could not be written."""
+
+
+class RequestFailed(ForescaleError):
+    """A request to a served model got no answer.
+
+    Attributes:
+        status: HTTP status code.
+    """
+
+    status = 500
+
+
+class BadRequest(RequestFailed):
+    """The request makes no sense, or does not fit the model."""
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class NotServed(RequestFailed):
+    """Nothing of that name or version is served."""
+
+    status = 404
+
+
+class TooBusy(RequestFailed):
+    """The request cannot be answered in time."""
+
+    status = 503
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class ModelFailed(RequestFailed):
+    """The model could not compute an answer."""
 
 
 class ChannelFailed(ForescaleError):
