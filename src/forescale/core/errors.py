@@ -11,10 +11,16 @@ ForescaleError
 │   ├── WorkerLost          a worker process died
 │   ├── NonFiniteLoss       the loss became NaN or infinite
 │   └── CheckpointFailed    a checkpoint could not be written
-├── ChannelFailed           coordinator and worker cannot talk to each other
-│   └── PeerGone            the other end is no longer there, or never was
-└── RegistryFailed          the registry's database or artifact store cannot be used
-    └── ArtifactCorrupt     a stored file is not what was put in
+├── RegistryFailed          the registry's database or artifact store cannot be used
+│   └── ArtifactCorrupt     a stored file is not what was put in
+├── ServerFailed            a server cannot be reached, or could not do what it was asked
+├── RequestFailed           a request to a served model got no answer; .status says why as HTTP does
+│   ├── BadRequest          it makes no sense, or does not fit the model
+│   ├── NotServed           nothing of that name or version is served
+│   ├── TooBusy             it cannot be answered in time; .retry_after_s says when to try again
+│   └── ModelFailed         the model could not compute an answer
+└── ChannelFailed           coordinator and worker cannot talk to each other
+    └── PeerGone            the other end is no longer there, or never was
 """
 
 from __future__ import annotations
@@ -70,6 +76,10 @@ class CheckpointMismatch(InvalidInput):
     """A checkpoint that belongs to another model."""
 
 
+class NotFound(InvalidInput):
+    """A model, version, alias or deployment that does not exist."""
+
+
 class RunFailed(ForescaleError):
     """A run that had started could not go on.
 
@@ -107,18 +117,6 @@ class CheckpointFailed(RunFailed):
     """A checkpoint could not be written."""
 
 
-class ChannelFailed(ForescaleError):
-    """Coordinator and worker cannot talk to each other."""
-
-
-class PeerGone(ChannelFailed):
-    """The other end of a channel is no longer there, never was, or refused the connection."""
-
-
-class NotFound(InvalidInput):
-    """A model, version, alias or deployment that does not exist."""
-
-
 class RegistryFailed(ForescaleError):
     """The registry's database or its artifact store cannot be used."""
 
@@ -129,3 +127,53 @@ class ArtifactCorrupt(RegistryFailed):
     def __init__(self, sha256: str, found: str) -> None:
         self.sha256 = sha256
         super().__init__(f"artifact {sha256[:12]} is damaged ({found}); add the model again")
+
+
+class ServerFailed(ForescaleError):
+    """A server cannot be reached, or could not do what it was asked."""
+
+
+class RequestFailed(ForescaleError):
+    """A request to a served model got no answer.
+
+    Attributes:
+        status: HTTP status code.
+    """
+
+    status = 500
+
+
+class BadRequest(RequestFailed):
+    """The request makes no sense, or does not fit the model."""
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class NotServed(RequestFailed):
+    """Nothing of that name or version is served."""
+
+    status = 404
+
+
+class TooBusy(RequestFailed):
+    """The request cannot be answered in time."""
+
+    status = 503
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class ModelFailed(RequestFailed):
+    """The model could not compute an answer."""
+
+
+class ChannelFailed(ForescaleError):
+    """Coordinator and worker cannot talk to each other."""
+
+
+class PeerGone(ChannelFailed):
+    """The other end of a channel is no longer there, never was, or refused the connection."""
