@@ -6,7 +6,8 @@ ForescaleError
 │   ├── InfeasiblePlan      no split fits the devices' memory
 │   ├── TaskFailed          the user's own code (task file, loss, optimizer) raised
 │   ├── CheckpointMismatch  a checkpoint of another model
-│   └── NotFound            a model, version, alias or deployment that does not exist
+│   ├── NotFound            a model, version, alias or deployment that does not exist
+│   └── UntrustedModel      a model's file holds code, and nobody said that it may run
 ├── RunFailed               a run that had started could not go on
 │   ├── WorkerLost          a worker process died
 │   ├── NonFiniteLoss       the loss became NaN or infinite
@@ -78,6 +79,20 @@ class CheckpointMismatch(InvalidInput):
 
 class NotFound(InvalidInput):
     """A model, version, alias or deployment that does not exist."""
+
+
+class UntrustedModel(InvalidInput):
+    """A model's file holds something that only code would need.
+
+    Attributes:
+        found: what, as a clause.
+    """
+
+    def __init__(self, found: str) -> None:
+        self.found = found
+        super().__init__(
+            f"the model may hold code ({found}): only a server that was started with --trust serves it"
+        )
 
 
 class RunFailed(ForescaleError):
