@@ -32,7 +32,18 @@ _OCTETS = "application/octet-stream"
 
 
 class Pool(Protocol):
-    """What serves the deployments."""
+    """What serves the deployments.
+
+    Attributes:
+        change: another number whenever a status has changed.
+        is_ending: nobody should wait for a change any more.
+    """
+
+    @property
+    def change(self) -> int: ...
+
+    @property
+    def is_ending(self) -> bool: ...
 
     def inspect(self, path: Path, format: str, options: Mapping[str, Any]) -> Signature:  # noqa: A002
         """What a model's file says that it takes and gives; may take a while.
@@ -46,12 +57,12 @@ class Pool(Protocol):
         """The deployments have changed."""
         ...
 
-    def status(self, model: str) -> dict[str, Any]:
-        """How far a deployment is: ``state`` is starting, serving, failing or gone."""
+    def status(self, deployment: Deployment) -> dict[str, Any]:
+        """How far a deployment is, as JSON: ``state`` is starting, serving or failing."""
         ...
 
     async def wait_for_change(self, timeout_s: float) -> None:
-        """Until a deployment's status may have changed, at most so long."""
+        """Until ``change`` is another, at most so long."""
         ...
 
 
@@ -209,9 +220,8 @@ class _Routes:
         model, waiting = request.path["model"], request.asked(_Waiting)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + waiting.timeout_s
-        if waiting.after is not None:
-            while self._pool.status(model)["change"] == waiting.after and loop.time() < until_s:
-                await self._pool.wait_for_change(until_s - loop.time())
+        while waiting.after == self._pool.change and loop.time() < until_s and not self._pool.is_ending:
+            await self._pool.wait_for_change(until_s - loop.time())
         for deployment in await asyncio.to_thread(self._registry.deployments):
             if deployment.spec.model == model:
                 return Answer(body=self._with_status(deployment))
@@ -268,7 +278,7 @@ class _Routes:
             "max_replicas": spec.max_replicas,
             "deployed_at_s": deployment.deployed_at_s,
             "deployed_by": deployment.deployed_by,
-            **self._pool.status(spec.model),
+            **self._pool.status(deployment),
         }
 
 

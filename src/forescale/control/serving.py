@@ -46,12 +46,14 @@ class Observation:
         replicas: in the order in which they were started.
         served: versions that take requests.
         withdrawn: versions that take none any more and answer their last ones.
+        unusable: versions whose file is missing or damaged.
     """
 
     devices: tuple[str, ...]
     replicas: tuple[Replica, ...] = ()
     served: frozenset[Version] = frozenset()
     withdrawn: frozenset[Version] = frozenset()
+    unusable: frozenset[Version] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,8 @@ def _towards(spec: DeploymentSpec, seen: Observation, loads: Counter[str]) -> It
     version = spec.model, spec.number
     if version in seen.withdrawn:
         return  # it was wanted no more and is again: served anew when its last answers are given
+    if version in seen.unusable:
+        return
     if version not in seen.served:
         yield Serve(version=version)
     mine = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from forescale.control.serving import (
     Command,
     Observation,
@@ -96,6 +98,11 @@ def test_undeployed_models_are_withdrawn_and_no_others() -> None:
 
 def test_a_version_wanted_again_waits_until_it_has_left() -> None:
     assert step([deployed()], seen(replica("a"), served=(), withdrawn=[ONE])) == ()
+
+
+def test_a_version_that_cannot_be_used_leaves_the_old_one_in_place() -> None:
+    there = replace(seen(replica("old")), unusable=frozenset({TWO}))
+    assert step([deployed(2)], there) == ()
 
 
 def test_a_replica_of_nothing_is_stopped() -> None:
