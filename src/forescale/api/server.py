@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
@@ -128,9 +129,8 @@ def _own(state: Path) -> Generator[None]:
 def _incoming(state: Path) -> Path:
     """A folder for uploads, without what a crash left there."""
     incoming = state / "incoming"
-    incoming.mkdir(exist_ok=True)
-    for left in incoming.iterdir():
-        left.unlink()
+    shutil.rmtree(incoming, ignore_errors=True)
+    incoming.mkdir()
     return incoming
 
 
