@@ -49,6 +49,7 @@ class CrewRules:
             Processes that end before they are warm are counted alike, together.
         steady_s: a replica that has served so long begins anew with its attempts.
         memory_limit_bytes: of a process; 0: its device's memory.
+        factories: names of Python functions that models of the format ``factory`` may be made by.
     """
 
     spares: int = 1
@@ -60,6 +61,7 @@ class CrewRules:
     backoff_limit_s: float = 30.0
     steady_s: float = 60.0
     memory_limit_bytes: int = 0
+    factories: tuple[str, ...] = ()
 
 
 class State(StrEnum):
@@ -368,7 +370,10 @@ class Crew:
                     entry=ENTRY,
                     device=self._devices[device],
                     name=name,
-                    config={"memory_limit_bytes": self._rules.memory_limit_bytes},
+                    config={
+                        "memory_limit_bytes": self._rules.memory_limit_bytes,
+                        "factories": self._rules.factories,
+                    },
                 )
             )
             self._processes[name] = _Process(handle=handle, device=device, heard_s=now_s)
