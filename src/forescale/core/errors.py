@@ -5,7 +5,8 @@ ForescaleError
 │   ├── CaptureFailed       a model whose forward cannot be turned into a graph
 │   ├── InfeasiblePlan      no split fits the devices' memory
 │   ├── TaskFailed          the user's own code (task file, loss, optimizer) raised
-│   └── CheckpointMismatch  a checkpoint of another model
+│   ├── CheckpointMismatch  a checkpoint of another model
+│   └── UntrustedModel      a model's file holds code, and nobody said that it may run
 ├── RunFailed               a run that had started could not go on
 │   ├── WorkerLost          a worker process died
 │   ├── NonFiniteLoss       the loss became NaN or infinite
@@ -70,6 +71,20 @@ class TaskFailed(InvalidInput):
 
 class CheckpointMismatch(InvalidInput):
     """A checkpoint that belongs to another model."""
+
+
+class UntrustedModel(InvalidInput):
+    """A model's file holds something that only code would need.
+
+    Attributes:
+        found: what, as a clause.
+    """
+
+    def __init__(self, found: str) -> None:
+        self.found = found
+        super().__init__(
+            f"the model may hold code ({found}): add it with --trust if you trust where it comes from"
+        )
 
 
 class RunFailed(ForescaleError):

@@ -198,6 +198,7 @@ class Channel:
     """
 
     def __init__(self, invitation: Invitation, name: str) -> None:
+        self.name = name
         self._context = zmq.Context()
         self._gone = False
         self._dealer = self._context.socket(zmq.DEALER)
