@@ -82,7 +82,8 @@ async def _serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
         gateway = Gateway(link, clock=clock)
         log_dir = plan.state / "replicas"
         backend = stack.enter_context(LocalBackend(invitation=channel.invitation, log_dir=log_dir))
-        crew = Crew(backend, link.send, await _devices(plan.devices))
+        devices = await _devices(plan.devices)
+        crew = Crew(backend, lambda process, message: link.send(process, message.to_header()), devices)
         pool = Pool(registry=registry, crew=crew, gateway=gateway, link=link, clock=clock, trust=plan.trust)
         api = management(registry, pool, _incoming(plan.state))
         server = Server(App(gateway, api=api), host=plan.host, port=plan.port)
