@@ -34,6 +34,7 @@ FLOW_HEADER = b"x-forescale-client"
 """Names the client among which a model's requests are shared out fairly."""
 
 _PATIENCE = 4  # times the limit is read of a body that is too large
+_JOIN_BYTES = 1 << 16  # answers up to here are sent at once, larger ones part by part without a copy
 _IN_THREAD_BYTES = 1 << 18  # bodies from here on are (de)compressed beside the event loop
 _Header = tuple[bytes, bytes]
 _JSON: _Header = (b"content-type", b"application/json")
@@ -195,8 +196,9 @@ async def _fail(send: Send, error: RequestFailed) -> None:
 async def _answer(
     send: Send, status: int, parts: Iterable[bytes | memoryview], fields: list[_Header]
 ) -> None:
-    *first, last = parts
-    length_bytes = sum(map(len, first)) + len(last)
+    parts = tuple(parts)
+    length_bytes = sum(map(len, parts))
+    *first, last = parts if length_bytes > _JOIN_BYTES else (b"".join(parts),)
     await send(
         {
             "type": "http.response.start",
