@@ -25,6 +25,7 @@ from forescale.core.errors import (
 )
 from forescale.engine.serve.arrays import DTYPES, Array, datatype_of
 from forescale.engine.serve.formats import format_of
+from forescale.registry.records import check_metrics
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 _JSON_LENGTH = "Inference-Header-Content-Length"
@@ -123,6 +124,7 @@ class Client:
             format: None: as the file's name ends.
         """
         path = Path(path)
+        check_metrics(metrics or {})
         query: dict[str, str] = {
             "format": format or format_of(path),
             "options": json.dumps(dict(options or {})),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -22,6 +21,7 @@ from forescale.registry.records import (
     DeploymentSpec,
     Event,
     ModelVersion,
+    check_name,
     signature_as_json,
 )
 from forescale.registry.registry import Registry
@@ -104,11 +104,6 @@ class _From(_Strict):
     limit: int = Field(default=1000, ge=1, le=10_000)
 
 
-class _Metrics(BaseModel):
-    model_config = ConfigDict(allow_inf_nan=False)
-    values: dict[str, float]
-
-
 def management(registry: Registry, pool: Pool, incoming: Path) -> Router:
     """The application for every path below ``/api/v1``.
 
@@ -178,15 +173,17 @@ class _Routes:
         # A web page of another origin can make a browser send text and forms, but not this.
         if request.headers.get("content-type") != _OCTETS:
             raise Refused(415, f"send the model's file as {_OCTETS}")
-        asked = request.asked(_NewVersion)
+        model, asked = request.path["model"], request.asked(_NewVersion)
+        check_name(model, "a model")  # it names the upload, too
         options = _object(asked.options, "options")
-        metrics = _Metrics.model_validate({"values": _object(asked.metrics, "metrics")}).values
-        path = await self._receive(request)
-        try:
+        metrics = _figures(_object(asked.metrics, "metrics"))
+        with tempfile.TemporaryDirectory(dir=self._incoming) as folder:
+            path = Path(folder, model)
+            await _receive(request, path)
             signature = await asyncio.to_thread(self._pool.inspect, path, asked.format, options)
             version = await asyncio.to_thread(
                 self._registry.add_version,
-                request.path["model"],
+                model,
                 path,
                 format=asked.format,
                 signature=signature,
@@ -195,8 +192,6 @@ class _Routes:
                 commit=asked.commit,
                 created_by=asked.by,
             )
-        finally:
-            path.unlink()
         return Answer(status=201, body=version_as_json(version))
 
     async def set_alias(self, request: Request) -> Answer:
@@ -254,21 +249,6 @@ class _Routes:
         found = await asyncio.to_thread(self._registry.events, asked.after, asked.limit)
         return Answer(body={"events": [_event_as_json(event) for event in found]})
 
-    async def _receive(self, request: Request) -> Path:
-        """The body in a file, which is the caller's to remove."""
-        descriptor, name = tempfile.mkstemp(dir=self._incoming)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                async for chunk in request.chunks():
-                    file.write(chunk)
-        except OSError as error:
-            Path(name).unlink()
-            raise Refused(507, f"the model cannot be stored: {error.strerror}") from error
-        except BaseException:
-            Path(name).unlink()
-            raise
-        return Path(name)
-
     def _with_status(self, deployment: Deployment) -> dict[str, Any]:
         spec = deployment.spec
         return {
@@ -280,6 +260,16 @@ class _Routes:
             "deployed_by": deployment.deployed_by,
             **self._pool.status(deployment),
         }
+
+
+async def _receive(request: Request, path: Path) -> None:
+    """Write the body to a file."""
+    try:
+        with path.open("wb") as file:
+            async for chunk in request.chunks():
+                file.write(chunk)
+    except OSError as error:
+        raise Refused(507, f"the model cannot be stored: {error.strerror}") from error
 
 
 def version_as_json(version: ModelVersion) -> dict[str, Any]:
@@ -315,3 +305,10 @@ def _object(text: str, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidInput(f"{what}: give a JSON object")
     return found
+
+
+def _figures(metrics: dict[str, Any]) -> dict[str, float]:
+    for name, value in metrics.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise InvalidInput(f"metric {name[:80]} is not a number")
+    return metrics

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
@@ -81,7 +82,8 @@ async def _serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
         gateway = Gateway(link, clock=clock)
         log_dir = plan.state / "replicas"
         backend = stack.enter_context(LocalBackend(invitation=channel.invitation, log_dir=log_dir))
-        crew = Crew(backend, link.send, await _devices(plan.devices))
+        devices = await _devices(plan.devices)
+        crew = Crew(backend, lambda process, message: link.send(process, message.to_header()), devices)
         pool = Pool(registry=registry, crew=crew, gateway=gateway, link=link, clock=clock, trust=plan.trust)
         api = management(registry, pool, _incoming(plan.state))
         server = Server(App(gateway, api=api), host=plan.host, port=plan.port)
@@ -128,9 +130,8 @@ def _own(state: Path) -> Generator[None]:
 def _incoming(state: Path) -> Path:
     """A folder for uploads, without what a crash left there."""
     incoming = state / "incoming"
-    incoming.mkdir(exist_ok=True)
-    for left in incoming.iterdir():
-        left.unlink()
+    shutil.rmtree(incoming, ignore_errors=True)
+    incoming.mkdir()
     return incoming
 
 

@@ -48,8 +48,10 @@ def deploy(  # noqa: PLR0917 - typer takes the options from the signature
         label = f"{name}@{deployment['version']}"
         if wait:
             with spinner() as say:
+                said = ""
                 for deployment in client.wait(name, timeout_s):
-                    say(f"{label}: {_progress(deployment)}")
+                    if said != (said := f"{label}: {_progress(deployment)}"):
+                        say(said)
     if json:
         print_json(deployment)
     elif wait:

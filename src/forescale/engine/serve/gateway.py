@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import Protocol
 
 import structlog
 
 from forescale.core.clock import Clock
 from forescale.core.errors import NotServed, PeerGone
 from forescale.core.signature import Signature
+from forescale.engine.channel import Frame
 from forescale.engine.serve.balancing import Balancing, PredictedCompletion
-from forescale.engine.serve.link import ReplicaLink
-from forescale.engine.serve.messages import Credit, Drain, Failed, FromReplica, Hello, Result
+from forescale.engine.serve.link import Listener
+from forescale.engine.serve.messages import Credit, Drain, Failed, FromReplica, Header, Hello, Result
 from forescale.engine.serve.queues import QueuePolicy
 from forescale.engine.serve.requests import InferRequest
 from forescale.engine.serve.served import Outputs, ServedModel
+
+
+class Link(Protocol):
+    """Carries messages to and from replicas; ``ReplicaLink`` does."""
+
+    def listen(self, listener: Listener) -> None: ...
+
+    def send(self, replica: str, header: Header, frames: Sequence[Frame] = ()) -> None: ...
 
 
 class Gateway:
@@ -26,7 +36,7 @@ class Gateway:
     """
 
     def __init__(
-        self, link: ReplicaLink, *, clock: Clock, balancing: Callable[[], Balancing] = PredictedCompletion
+        self, link: Link, *, clock: Clock, balancing: Callable[[], Balancing] = PredictedCompletion
     ) -> None:
         self._link = link
         self._clock = clock
@@ -120,7 +130,7 @@ class Gateway:
         if home is not None:
             home.drain(replica)
         with suppress(PeerGone):
-            self._link.send(replica, Drain())
+            self._link.send(replica, Drain().to_header())
 
     def close(self) -> None:
         """Refuse everything that waits or is under way."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from forescale.engine.channel import ChannelServer, Frame, Message
-from forescale.engine.serve.messages import FromReplica, ToReplica, from_replica
+from forescale.engine.serve.messages import FromReplica, Header, from_replica
 
 Listener = Callable[[str, FromReplica, tuple[memoryview, ...]], None]
 """Told who said what, with which frames, in the order it came."""
@@ -38,15 +38,15 @@ class ReplicaLink:
         self._loop.add_reader(self._server.fileno(), self._read)
         self._read_soon()
 
-    def send(self, replica: str, message: ToReplica, frames: Sequence[Frame] = ()) -> None:
-        """Send to a replica by its address on the channel.
+    def send(self, replica: str, header: Header, frames: Sequence[Frame] = ()) -> None:
+        """Send to a replica by its address on the channel; everything sent over the channel goes this way.
 
         Frames above 64 KiB are not copied: leave their memory unchanged.
 
         Raises:
             PeerGone: no process of that name is connected.
         """
-        self._server.send(replica, message.to_header(), frames)
+        self._server.send(replica, header, frames)
         self._read_soon()  # sending takes the signal that something came
 
     def close(self) -> None:

@@ -91,6 +91,9 @@ class Entry(Generic[T]):
         self.number = 0
 
 
+_FLOWS_KNOWN = 10_000
+"""Beyond, the flow that has been quiet for longest is forgotten and may start afresh."""
+
 _Line = list[tuple[float, int, Entry[T]]]
 """A heap of (tag, number, entry); it may hold entries that wait no more."""
 
@@ -109,12 +112,10 @@ class _Class(Generic[T]):
         if not self.requests:
             self.virtual_time = 0.0
             self.finish_tags.clear()
-        elif len(self.finish_tags) > 2 * self.requests + _SLACK:
-            self.finish_tags = {
-                name: tag for name, tag in self.finish_tags.items() if tag > self.virtual_time
-            }
-        entry.tag = max(self.virtual_time, self.finish_tags.get(flow, 0.0))
+        entry.tag = max(self.virtual_time, self.finish_tags.pop(flow, 0.0))
         self.finish_tags[flow] = entry.tag + entry.rows / weight
+        if len(self.finish_tags) > _FLOWS_KNOWN:
+            del self.finish_tags[next(iter(self.finish_tags))]
 
     def put(self, entry: Entry[T]) -> None:
         heapq.heappush(self.lines.setdefault(entry.alike, []), (entry.tag, entry.number, entry))

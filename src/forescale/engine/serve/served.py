@@ -24,13 +24,13 @@ from forescale.core.signature import Signature
 from forescale.engine.channel import Frame
 from forescale.engine.serve.arrays import Array, pack, unpack
 from forescale.engine.serve.balancing import Balancing, ReplicaLoad
-from forescale.engine.serve.messages import Failed, Hello, Result, Run, ToReplica
+from forescale.engine.serve.messages import Failed, Header, Hello, Result, Run
 from forescale.engine.serve.metrics import Gauges, ModelMetrics
 from forescale.engine.serve.queues import Entry, ModelQueue, QueuePolicy
 from forescale.engine.serve.requests import InferRequest
 
 Outputs = Mapping[str, Array]
-Send = Callable[[str, ToReplica, Sequence[Frame]], None]
+Send = Callable[[str, Header, Sequence[Frame]], None]
 
 LEAD_S = 0.002
 """How long before a replica is done it is given its next batch: more than the way there takes."""
@@ -308,7 +308,7 @@ class ServedModel:
         number = next(self._numbers)
         tensors, frames = pack(self._joined(batch))
         try:
-            self._send(replica.name, Run(batch=number, inputs=tensors), frames)
+            self._send(replica.name, Run(batch=number, inputs=tensors).to_header(), frames)
         except PeerGone:
             replica.draining = True  # whoever watches the process will tell that it is gone
             for entry in batch:
