@@ -6,11 +6,15 @@ ForescaleError
 │   ├── InfeasiblePlan      no split fits the devices' memory
 │   ├── TaskFailed          the user's own code (task file, loss, optimizer) raised
 │   ├── CheckpointMismatch  a checkpoint of another model
+│   ├── NotFound            a model, version, alias or deployment that does not exist
 │   └── UntrustedModel      a model's file holds code, and nobody said that it may run
 ├── RunFailed               a run that had started could not go on
 │   ├── WorkerLost          a worker process died
 │   ├── NonFiniteLoss       the loss became NaN or infinite
 │   └── CheckpointFailed    a checkpoint could not be written
+├── RegistryFailed          the registry's database or artifact store cannot be used
+│   └── ArtifactCorrupt     a stored file is not what was put in
+├── ServerFailed            a server cannot be reached, or could not do what it was asked
 ├── RequestFailed           a request to a served model got no answer; .status says why as HTTP does
 │   ├── BadRequest          it makes no sense, or does not fit the model
 │   ├── NotServed           nothing of that name or version is served
@@ -73,6 +77,10 @@ class CheckpointMismatch(InvalidInput):
     """A checkpoint that belongs to another model."""
 
 
+class NotFound(InvalidInput):
+    """A model, version, alias or deployment that does not exist."""
+
+
 class UntrustedModel(InvalidInput):
     """A model's file holds something that only code would need.
 
@@ -83,7 +91,7 @@ class UntrustedModel(InvalidInput):
     def __init__(self, found: str) -> None:
         self.found = found
         super().__init__(
-            f"the model may hold code ({found}): add it with --trust if you trust where it comes from"
+            f"the model may hold code ({found}): only a server that was started with --trust serves it"
         )
 
 
@@ -122,6 +130,22 @@ class NonFiniteLoss(RunFailed):
 
 class CheckpointFailed(RunFailed):
     """A checkpoint could not be written."""
+
+
+class RegistryFailed(ForescaleError):
+    """The registry's database or its artifact store cannot be used."""
+
+
+class ArtifactCorrupt(RegistryFailed):
+    """A stored file is missing or is not what was put in."""
+
+    def __init__(self, sha256: str, found: str) -> None:
+        self.sha256 = sha256
+        super().__init__(f"artifact {sha256[:12]} is damaged ({found}); add the model again")
+
+
+class ServerFailed(ForescaleError):
+    """A server cannot be reached, or could not do what it was asked."""
 
 
 class RequestFailed(ForescaleError):

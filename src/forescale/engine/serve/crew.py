@@ -10,21 +10,29 @@ Nothing here waits: ``heard`` and ``poll`` are called by the loop that owns the 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
-from typing import Any
 
 from forescale.core.cluster import Device
 from forescale.core.errors import PeerGone
 from forescale.engine.backend import ProcessBackend, ProcessExit, ProcessHandle, ProcessSpec
-from forescale.engine.serve.messages import Drain, Failed, FailureKind, FromReplica, Hello, Load, Warm
+from forescale.engine.serve.messages import (
+    Drain,
+    Failed,
+    FailureKind,
+    FromReplica,
+    Hello,
+    Load,
+    ToReplica,
+    Warm,
+)
 
 ENTRY = "forescale.engine.serve.replica:main"
 
-Send = Callable[[str, Mapping[str, Any]], object]
-"""Sends a header to a process by name; ``PeerGone`` when it is not connected."""
+Send = Callable[[str, ToReplica], object]
+"""Sends a message to a process by name; ``PeerGone`` when it is not connected."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +47,10 @@ class CrewRules:
         drain_limit_s: a draining one is killed after it.
         backoff_s: pause before the second attempt in a row; doubles with each to ``backoff_limit_s``.
             Processes that end before they are warm are counted alike, together.
-        steady_s: a replica that has served so long begins anew with its attempts.
+        steady_s: a replica that has served so long begins anew with its attempts: pauses are for those that
+            cannot serve, not for those that somebody kills.
         memory_limit_bytes: of a process; 0: its device's memory.
+        factories: names of Python functions that models of the format ``factory`` may be made by.
     """
 
     spares: int = 1
@@ -50,8 +60,9 @@ class CrewRules:
     drain_limit_s: float = 30.0
     backoff_s: float = 0.5
     backoff_limit_s: float = 30.0
-    steady_s: float = 60.0
+    steady_s: float = 3.0
     memory_limit_bytes: int = 0
+    factories: tuple[str, ...] = ()
 
 
 class State(StrEnum):
@@ -227,7 +238,7 @@ class Crew:
         if not seat.leaving:
             seat.leaving = True
             seat.state, seat.since_s = State.DRAINING, now_s
-            self._tell(process, Drain().to_header())
+            self._tell(process, Drain())
         return process.handle.name
 
     def heard(self, name: str, message: FromReplica | None, now_s: float) -> None:
@@ -345,7 +356,7 @@ class Crew:
                 process.seat, seat.process = seat, process
                 process.heard_s = now_s
                 seat.state, seat.since_s = State.LOADING, now_s
-                self._tell(process, seat.load.to_header())
+                self._tell(process, seat.load)
         self._start_missing(now_s)
 
     def _start_missing(self, now_s: float) -> None:
@@ -360,7 +371,10 @@ class Crew:
                     entry=ENTRY,
                     device=self._devices[device],
                     name=name,
-                    config={"memory_limit_bytes": self._rules.memory_limit_bytes},
+                    config={
+                        "memory_limit_bytes": self._rules.memory_limit_bytes,
+                        "factories": self._rules.factories,
+                    },
                 )
             )
             self._processes[name] = _Process(handle=handle, device=device, heard_s=now_s)
@@ -384,8 +398,8 @@ class Crew:
                 missing.append(device)
         return missing
 
-    def _tell(self, process: _Process, header: Mapping[str, Any]) -> None:
+    def _tell(self, process: _Process, message: ToReplica) -> None:
         try:
-            self._send(process.handle.name, header)
+            self._send(process.handle.name, message)
         except PeerGone:
             self._backend.kill(process.handle)  # its connection broke; ``exits`` tells the rest

@@ -1,7 +1,7 @@
 """A replica process: one model, one batch at a time.
 
 ``main`` is the entry of a ``ProcessSpec``. It imports torch and waits for a model, a warm spare until then.
-Its config may hold ``memory_limit_bytes``.
+Its config may hold ``memory_limit_bytes`` and ``factories``, the names that ``formats/factory.py`` may call.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main(channel: Channel, device: Device, config: Mapping[str, Any]) -> None:
         return
     start_s = time.perf_counter()
     try:
-        model = _ready(load, device)
+        model = _ready(load, device, tuple(config.get("factories", ())))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a model is somebody else's code
         _give_up(channel, error)
     rows = min(load.max_rows, model.most_rows or load.max_rows)
@@ -141,11 +141,16 @@ def run_rows(model: LoadedModel, inputs: Mapping[str, Array]) -> Mapping[str, Ar
     return {name: x[:rows] for name, x in outputs.items()} if missing > 0 else outputs
 
 
-def _ready(load: Load, device: Device) -> LoadedModel:
+def _ready(load: Load, device: Device, factories: tuple[str, ...]) -> LoadedModel:
     """Load the model and run it once, so that the first request does not pay for what happens but once."""
-    model = format_named(load.format).load(
-        Order(path=Path(load.path), options=load.options, signature=load.signature, trust=load.trust), device
+    order = Order(
+        path=Path(load.path),
+        options=load.options,
+        signature=load.signature,
+        trust=load.trust,
+        factories=factories,
     )
+    model = format_named(load.format).load(order, device)
     zeros = {
         spec.name: np.zeros(
             (1, *(length or _UNNAMED_ROWS for length in spec.shape[1:])), dtype=DTYPES[spec.datatype]

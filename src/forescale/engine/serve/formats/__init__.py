@@ -7,7 +7,7 @@ some needs their library.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -35,12 +35,14 @@ class Order:
         options: the format's own.
         signature: what it was registered with; None: what the artifact says.
         trust: whether code in the artifact may run.
+        factories: names that the format ``factory`` may import and call.
     """
 
     path: Path
-    options: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict[str, Any])
     signature: Signature | None = None
     trust: bool = False
+    factories: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,3 +101,28 @@ def format_of(path: Path) -> str:
         raise InvalidInput(
             f"{path.name} ends in none of {', '.join(_ENDINGS)}: name its format, one of {', '.join(FORMATS)}"
         ) from error
+
+
+def declared_signature(order: Order) -> Signature:
+    """The signature that a model was registered with.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    if order.signature is None:
+        raise InvalidInput("this format does not say what the model takes and gives: add it with a signature")
+    return order.signature
+
+
+def refuse_other_names(declared: Signature, found: Signature) -> None:
+    """Compare what a model was registered with, and what its artifact says.
+
+    Raises:
+        InvalidInput: names or data types differ.
+    """
+    for side in ("inputs", "outputs"):
+        ours, theirs = (
+            {spec.name: spec.datatype for spec in getattr(signature, side)} for signature in (declared, found)
+        )
+        if ours != theirs:
+            raise InvalidInput(f"the model was registered with {side} {ours}, but has {theirs}")

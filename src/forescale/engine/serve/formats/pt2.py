@@ -116,7 +116,10 @@ def _compare(declared: Signature, found: Signature) -> None:
     for side in ("inputs", "outputs"):
         specs, actual = getattr(declared, side), getattr(found, side)
         if [spec.datatype for spec in specs] != [spec.datatype for spec in actual]:
-            raise InvalidInput(f"the model's {side} are {actual}, but it was registered with {specs}")
+            raise InvalidInput(
+                f"the model was registered with {side} {[spec.datatype for spec in specs]}, "
+                f"but has {[spec.datatype for spec in actual]}"
+            )
 
 
 def _not_an_archive(order: Order, error: Exception) -> InvalidInput:
