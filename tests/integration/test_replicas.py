@@ -35,7 +35,9 @@ class Site:
     def __init__(self, folder: Path, rules: CrewRules) -> None:
         self._server = ChannelServer()
         self._backend = LocalBackend(invitation=self._server.invitation, log_dir=folder)
-        self.crew = Crew(self._backend, self._server.send, [CPU], rules)
+        self.crew = Crew(
+            self._backend, lambda to, message: self._server.send(to, message.to_header()), [CPU], rules
+        )
         self._events: list[CrewEvent] = []
         self._answers: dict[int, tuple[Result | Failed, tuple[memoryview, ...]]] = {}
         self._batches = 0

@@ -47,7 +47,8 @@ class CrewRules:
         drain_limit_s: a draining one is killed after it.
         backoff_s: pause before the second attempt in a row; doubles with each to ``backoff_limit_s``.
             Processes that end before they are warm are counted alike, together.
-        steady_s: a replica that has served so long begins anew with its attempts.
+        steady_s: a replica that has served so long begins anew with its attempts: pauses are for those that
+            cannot serve, not for those that somebody kills.
         memory_limit_bytes: of a process; 0: its device's memory.
         factories: names of Python functions that models of the format ``factory`` may be made by.
     """
@@ -59,7 +60,7 @@ class CrewRules:
     drain_limit_s: float = 30.0
     backoff_s: float = 0.5
     backoff_limit_s: float = 30.0
-    steady_s: float = 60.0
+    steady_s: float = 3.0
     memory_limit_bytes: int = 0
     factories: tuple[str, ...] = ()
 

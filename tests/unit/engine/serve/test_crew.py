@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -13,7 +11,7 @@ from forescale.core.errors import PeerGone
 from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.backend import ProcessExit, ProcessHandle, ProcessSpec
 from forescale.engine.serve.crew import Crew, CrewRules, Ended, Lost, Ready, State
-from forescale.engine.serve.messages import Beat, Failed, Hello, Load, Warm
+from forescale.engine.serve.messages import Beat, Failed, Hello, Load, ToReplica, Warm
 
 CPU = Device(name="cpu0", kind=DeviceKind.CPU, memory_bytes=0)
 OTHER = Device(name="cpu1", kind=DeviceKind.CPU, memory_bytes=0)
@@ -67,10 +65,10 @@ class Processes:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def send(self, to: str, header: Mapping[str, Any]) -> None:
+    def send(self, to: str, message: ToReplica) -> None:
         if to in self.unreachable:
             raise PeerGone(to)
-        self.sent.append((to, header["type"]))
+        self.sent.append((to, message.kind))
 
 
 def hello(process: str) -> Hello:
@@ -150,9 +148,13 @@ def test_steady_service_clears_the_record() -> None:
     crew.heard("replica-2", hello("replica-2"), 3.0)
     crew.poll(3.0)
     assert crew.replicas()[0].attempts == 1
-    crew.heard("replica-2", Beat(), 62.0)
     processes.end("replica-2")
-    crew.poll(63.0)
+    crew.poll(5.9)
+    assert crew.replicas()[0].attempts == 2
+    crew.heard("replica-3", Warm(), 7.0)
+    crew.heard("replica-3", hello("replica-3"), 7.0)
+    processes.end("replica-3")
+    crew.poll(10.0)
     assert crew.replicas()[0].attempts == 1
 
 
