@@ -82,13 +82,20 @@ class Pool:
 
     # ---- what others ask -------------------------------------------------------------------------------
 
-    def inspect(self, path: Path, format: str, options: Mapping[str, Any]) -> Signature:  # noqa: A002
-        """What a model's file says that it takes and gives; may take a while. From any thread.
+    def inspect(
+        self,
+        path: Path,
+        format: str,  # noqa: A002 - the word for it
+        options: Mapping[str, Any],
+        declared: Signature | None,
+    ) -> Signature:
+        """What a model takes and gives, as its file or its maker says; may take a while. From any thread.
 
         Raises:
             InvalidInput: it cannot be served.
         """
-        return format_named(format).inspect(Order(path=path, options=options, trust=self._trust))
+        order = Order(path=path, options=options, signature=declared, trust=self._trust)
+        return format_named(format).inspect(order)
 
     def look_again(self) -> None:
         """The deployments have changed."""
