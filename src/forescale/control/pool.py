@@ -28,8 +28,7 @@ from forescale.core.errors import ForescaleError, NotServed, RegistryFailed
 from forescale.core.signature import Signature
 from forescale.engine.serve import crew as engine
 from forescale.engine.serve.formats import Order, format_named
-from forescale.engine.serve.gateway import Gateway
-from forescale.engine.serve.link import ReplicaLink
+from forescale.engine.serve.gateway import Gateway, Link
 from forescale.engine.serve.messages import Failed, FromReplica, Hello, Load, Warm
 from forescale.registry.records import Deployment, DeploymentSpec, Happening
 from forescale.registry.registry import Registry
@@ -59,7 +58,7 @@ class Pool:
         registry: Registry,
         crew: engine.Crew,
         gateway: Gateway,
-        link: ReplicaLink,
+        link: Link,
         clock: Clock,
         trust: bool = False,
     ) -> None:
@@ -113,8 +112,7 @@ class Pool:
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """Until ``change`` is another, at most so long."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), timeout_s)
+        await _within(timeout_s, self._news)
 
     def status(self, deployment: Deployment) -> dict[str, Any]:
         """How far a deployment is, as JSON: ``state`` is starting, serving or failing."""
@@ -151,8 +149,7 @@ class Pool:
                     except ForescaleError as error:
                         structlog.get_logger().error("serving_step_failed", error=str(error))
                         await asyncio.sleep(_PAUSE_S)
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._wake.wait(), _LOOK_S)
+                    await _within(_LOOK_S, self._wake)
         finally:
             loop.remove_reader(self._crew.fileno())
 
@@ -328,6 +325,13 @@ class Pool:
             return {}
         gauges = served.gauges()
         return {**served.metrics.outcomes, "waiting": gauges.waiting, "in_flight": gauges.in_flight}
+
+
+async def _within(timeout_s: float, event: asyncio.Event) -> None:
+    # Not ``wait_for``, which in Python 3.11 loses a cancellation that comes together with the event.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
 
 
 def _model_of(replica: str) -> str:
