@@ -1,7 +1,7 @@
 """The processes behind the gateway: replicas of models, and warm spares to become some.
 
 Every process starts as a spare: it imports torch and waits. ``Crew.place`` hands a model to a warm one, which
-takes a fraction of a second, and a new spare is started behind it. A replica whose process is lost gets
+takes a fraction of a second, and a new spare is started once it serves. A replica whose process is lost gets
 another one, at once the first time and then after longer and longer pauses.
 
 Nothing here waits: ``heard`` and ``poll`` are called by the loop that owns the channel, with its time.
@@ -389,7 +389,9 @@ class Crew:
             for seat in self._seats.values()
             if seat.state is State.WAITING and seat.retry_s <= now_s
         ]
-        wanted += [device for device in self._devices for _ in range(self._rules.spares)]
+        if not any(seat.state is State.LOADING for seat in self._seats.values()):
+            # Spares have time: what starts beside a model that is being loaded slows it down.
+            wanted += [device for device in self._devices for _ in range(self._rules.spares)]
         missing: list[str] = []
         for device in wanted:
             if idle[device] > 0:
