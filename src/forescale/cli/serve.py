@@ -33,6 +33,10 @@ Trust = Annotated[
     bool,
     typer.Option("--trust", help="Also serve models that hold code, which runs with your rights."),
 ]
+Factories = Annotated[
+    list[str] | None,
+    typer.Option("--factory", metavar="MODULE:FUNCTION", help="Python function that may make models."),
+]
 Database = Annotated[
     str | None,
     typer.Option(metavar="URL", help="PostgreSQL for the registry. Default: SQLite in DIR."),
@@ -49,6 +53,7 @@ def serve(  # noqa: PLR0917 - typer takes the options from the signature
     port: Port = 8080,
     devices: Devices = None,
     trust: Trust = False,
+    factory: Factories = None,
     database: Database = None,
     artifacts: Artifacts = None,
 ) -> None:
@@ -66,6 +71,7 @@ def serve(  # noqa: PLR0917 - typer takes the options from the signature
         port=port,
         devices=devices,
         trust=trust,
+        factories=tuple(factory or ()),
         database=database,
         artifacts=artifacts,
     )

@@ -33,6 +33,8 @@ BODY_LIMIT_BYTES = 64 << 20
 FLOW_HEADER = b"x-forescale-client"
 """Names the client among which a model's requests are shared out fairly."""
 
+_PATIENCE = 4  # times the limit is read of a body that is too large
+_JOIN_BYTES = 1 << 16  # answers up to here are sent at once, larger ones part by part without a copy
 _IN_THREAD_BYTES = 1 << 18  # bodies from here on are (de)compressed beside the event loop
 _Header = tuple[bytes, bytes]
 _JSON: _Header = (b"content-type", b"application/json")
@@ -102,27 +104,24 @@ class App:
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         """The whole body; None if the client went away."""
-        length = headers.get(b"content-length", b"0")
-        if int(length) > self._limit_bytes:  # the server has checked that it is a number
+        limit_bytes = self._limit_bytes
+        # Who asks before sending is answered before; the server has checked that the length is a number.
+        if b"expect" in headers and int(headers.get(b"content-length", b"0")) > limit_bytes:
             raise self._too_large()
         chunks: list[bytes] = []
-        size_bytes = 0
-        while True:
+        size_bytes, more = 0, True
+        while more:
             message = await receive()
             if message["type"] != "http.request":
                 return None
-            chunk = message.get("body", b"")
-            if not chunks and not message.get("more_body", False):
-                chunks.append(chunk)
-                size_bytes = len(chunk)
-                break
-            chunks.append(chunk)
-            size_bytes += len(chunk)
-            if size_bytes > self._limit_bytes:
-                break
-            if not message.get("more_body", False):
-                break
-        if size_bytes > self._limit_bytes:
+            chunks.append(message["body"])
+            size_bytes += len(message["body"])
+            if size_bytes > limit_bytes:
+                # The rest is read and dropped, within bounds: a client that is cut off while it sends would
+                # not see the answer.
+                chunks.clear()
+            more = message.get("more_body", False) and size_bytes <= _PATIENCE * limit_bytes
+        if size_bytes > limit_bytes:
             raise self._too_large()
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -197,8 +196,9 @@ async def _fail(send: Send, error: RequestFailed) -> None:
 async def _answer(
     send: Send, status: int, parts: Iterable[bytes | memoryview], fields: list[_Header]
 ) -> None:
-    *first, last = parts
-    length_bytes = sum(map(len, first)) + len(last)
+    parts = tuple(parts)
+    length_bytes = sum(map(len, parts))
+    *first, last = parts if length_bytes > _JOIN_BYTES else (b"".join(parts),)
     await send(
         {
             "type": "http.response.start",

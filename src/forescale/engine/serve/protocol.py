@@ -9,9 +9,9 @@ are refused as inputs; as outputs they become ``null`` there. As bytes both pass
 
 from __future__ import annotations
 
-import array
 import itertools
 import math
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -25,8 +25,8 @@ from forescale.engine.serve.requests import InferRequest, WantedOutput
 
 JSON_LENGTH_HEADER = b"inference-header-content-length"
 
-# ``array`` refuses values of another type or beyond the range; half precision is made of single.
-_TYPECODES: Mapping[str, str] = {
+# ``struct`` is quicker than NumPy with lists, and refuses values of another type.
+_STRUCT_CODES: Mapping[str, str] = {
     "UINT8": "B",
     "UINT16": "H",
     "UINT32": "I",
@@ -35,7 +35,7 @@ _TYPECODES: Mapping[str, str] = {
     "INT16": "h",
     "INT32": "i",
     "INT64": "q",
-    "FP16": "f",
+    "FP16": "e",
     "FP32": "f",
     "FP64": "d",
 }
@@ -226,17 +226,13 @@ def _from_json(spec: TensorSpec, shape: tuple[int, ...], data: list[Any]) -> Arr
         if any(set(map(type, row)) != {bool} for row in rows):
             raise BadRequest(f"{name}: BOOL takes true and false")
         return np.array(list(itertools.chain.from_iterable(rows)), np.bool_).reshape(shape)
-    values = array.array(_TYPECODES[spec.datatype])
     try:
-        for row in rows:
-            values.fromlist(row)
-    except (TypeError, OverflowError) as error:
+        code = _STRUCT_CODES[spec.datatype]
+        packed = [struct.pack(f"{len(row)}{code}", *row) for row in rows]
+    except (struct.error, OverflowError) as error:
         raise BadRequest(f"{name}: a value is no {spec.datatype}: {error}") from error
-    flat = np.frombuffer(values, DTYPES["FP32" if spec.datatype == "FP16" else spec.datatype])
-    if spec.datatype == "FP16":
-        with np.errstate(over="ignore"):
-            flat = flat.astype(np.float16)
-    if flat.dtype.kind == "f" and not np.isfinite(flat).all():
+    flat = np.frombuffer(packed[0] if len(packed) == 1 else b"".join(packed), DTYPES[spec.datatype])
+    if code == "f" and not np.isfinite(flat).all():  # ``struct`` refuses too large values of other types
         raise BadRequest(f"{name}: a value is beyond the range of {spec.datatype}")
     return flat.reshape(shape)
 
