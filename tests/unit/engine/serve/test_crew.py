@@ -10,8 +10,9 @@ from forescale.core.cluster import Device, DeviceKind
 from forescale.core.errors import PeerGone
 from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.backend import ProcessExit, ProcessHandle, ProcessSpec
-from forescale.engine.serve.crew import Crew, CrewRules, Ended, Lost, Ready, State
+from forescale.engine.serve.crew import Crew
 from forescale.engine.serve.messages import Beat, Failed, Hello, Load, ToReplica, Warm
+from forescale.engine.serve.roster import CrewRules, Ended, Lost, Ready, State
 
 CPU = Device(name="cpu0", kind=DeviceKind.CPU, memory_bytes=0)
 OTHER = Device(name="cpu1", kind=DeviceKind.CPU, memory_bytes=0)
