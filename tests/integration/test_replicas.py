@@ -16,8 +16,9 @@ from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.channel import ChannelServer
 from forescale.engine.local import LocalBackend
 from forescale.engine.serve.arrays import pack, unpack
-from forescale.engine.serve.crew import Crew, CrewEvent, CrewRules, Ended, Lost, Ready
+from forescale.engine.serve.crew import Crew
 from forescale.engine.serve.messages import Failed, Load, Result, Run, from_replica
+from forescale.engine.serve.roster import CrewEvent, CrewRules, Ended, Lost, Ready
 
 ROGUE, BROKEN = "rogue_models:rogue", "rogue_models:broken"
 CPU = Device(name="cpu0", kind=DeviceKind.CPU, memory_bytes=4 << 30)

@@ -24,9 +24,10 @@ from forescale.core.errors import InvalidInput
 from forescale.engine.channel import ChannelServer
 from forescale.engine.local import LocalBackend
 from forescale.engine.serve.app import App
-from forescale.engine.serve.crew import Crew, CrewRules
+from forescale.engine.serve.crew import Crew
 from forescale.engine.serve.gateway import Gateway
 from forescale.engine.serve.link import ReplicaLink
+from forescale.engine.serve.roster import CrewRules
 from forescale.engine.serve.server import Server
 from forescale.profile.cores import cpu_shares
 from forescale.registry.artifacts import ArtifactStore
