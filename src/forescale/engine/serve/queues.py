@@ -91,6 +91,9 @@ class Entry(Generic[T]):
         self.number = 0
 
 
+_RATE_MEMORY_S = 1.0
+"""Arrivals of about that long make the rate of a class."""
+
 _FLOWS_KNOWN = 10_000
 """Beyond, the flow that has been quiet for longest is forgotten and may start afresh."""
 
@@ -107,6 +110,17 @@ class _Class(Generic[T]):
         self.virtual_time = 0.0  # tag of whoever was served last
         self.rows = 0
         self.requests = 0
+        self._rate_rows_per_s = 0.0  # at the last arrival
+        self._arrived_s = -math.inf
+
+    def rate_rows_per_s(self, now_s: float) -> float:
+        """Rows that came lately."""
+        return self._rate_rows_per_s * math.exp((self._arrived_s - now_s) / _RATE_MEMORY_S)
+
+    def count(self, entry: Entry[T]) -> None:
+        """It came just now."""
+        self._rate_rows_per_s = self.rate_rows_per_s(entry.arrived_s) + entry.rows / _RATE_MEMORY_S
+        self._arrived_s = entry.arrived_s
 
     def tag(self, entry: Entry[T], flow: str, weight: float) -> None:
         if not self.requests:
@@ -176,6 +190,19 @@ class ModelQueue(Generic[T]):
         """Rows that are served before a request of this class that came now."""
         return sum(waiting.rows for number, waiting in self._classes.items() if number <= priority)
 
+    def wait_s(self, priority: int, rows_per_s: float, now_s: float) -> float:
+        """Seconds until all is served that goes before a request of this class that came now.
+
+        That is what waits, and what is to be expected of the classes ahead while it waits.
+
+        Args:
+            rows_per_s: what the replicas can do.
+        """
+        ahead_rows_per_s = sum(
+            waiting.rate_rows_per_s(now_s) for number, waiting in self._classes.items() if number < priority
+        )
+        return self.rows_before(priority) / max(rows_per_s - ahead_rows_per_s, 0.01 * rows_per_s)
+
     def has_room(self, size_bytes: int) -> bool:
         policy = self.policy
         return (
@@ -187,6 +214,7 @@ class ModelQueue(Generic[T]):
         """Add a request of a client (flow)."""
         waiting = self._class(entry.priority)
         entry.number = next(self._numbers)
+        waiting.count(entry)
         waiting.tag(entry, flow, self.policy.weights.get(flow, 1.0))
         self._enter(waiting, entry)
 

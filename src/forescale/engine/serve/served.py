@@ -254,16 +254,18 @@ class ServedModel:
         """Predicted seconds to the answer, if the request joins the queue now; 0 if nothing is known."""
         now_s = entry.arrived_s
         rows_per_s = 0.0
-        free_s = math.inf
+        answer_s = math.inf
+        # It will share its batch: one that is alone in time only would make the batch small.
+        rows = min(self._queue.rows_before(entry.priority) + entry.rows, self.max_rows)
         for replica in self.replicas.values():
-            full_s = replica.service.predict_s(self.policy.max_rows)
+            full_s = replica.service.predict_s(self.max_rows)
             if full_s <= 0:
                 return 0.0
-            rows_per_s += self.policy.max_rows / full_s
-            free_s = min(free_s, replica.free_s(now_s) + replica.service.predict_s(entry.rows))
+            rows_per_s += self.max_rows / full_s
+            answer_s = min(answer_s, replica.free_s(now_s) + replica.service.predict_s(rows))
         if not rows_per_s:
             return 0.0
-        return free_s - now_s + self._queue.rows_before(entry.priority) / rows_per_s
+        return answer_s - now_s + self._queue.wait_s(entry.priority, rows_per_s, now_s)
 
     # ---- batches --------------------------------------------------------------------------------------
 

@@ -178,3 +178,15 @@ def test_the_room_for_requests_and_bytes_ends() -> None:
 def test_rows_before_counts_this_class_and_those_ahead() -> None:
     waiting = queue(entry("a", rows=2), entry("b", priority=2), entry("c", priority=3, rows=7))
     assert [waiting.rows_before(priority) for priority in (1, 2, 3)] == [2, 3, 10]
+
+
+def test_the_wait_counts_those_ahead_who_are_still_to_come() -> None:
+    waiting = queue(*(entry("low", priority=2, rows=5) for _ in range(4)))
+    assert waiting.wait_s(2, 10.0, 0.0) == 2.0
+    for n in range(60):  # five rows a second of a class ahead
+        waiting.put(entry("high", priority=1, arrived_s=n / 5))
+        waiting.take(n / 5, max_rows=1, service_s=lambda rows: 0.0)
+    assert waiting.wait_s(1, 10.0, 12.0) == 0.0
+    assert 3.5 < waiting.wait_s(2, 10.0, 12.0) < 4.5
+    assert waiting.wait_s(2, 4.0, 12.0) > 100
+    assert 2.0 <= waiting.wait_s(2, 10.0, 30.0) < 2.01  # they come no more
