@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from forescale.api.client import Client
     from forescale.control.policy import Policy
     from forescale.control.report import TrainingReport
     from forescale.control.run import train
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 
 # name -> module that defines it; the imports above repeat it for type checkers
 _PUBLIC = {
+    "Client": "forescale.api.client",
     "Policy": "forescale.control.policy",
     "TrainingReport": "forescale.control.report",
     "TrainingTask": "forescale.engine.train.task",
@@ -27,7 +29,7 @@ _PUBLIC = {
     "train": "forescale.control.run",
 }
 
-__all__ = ["Policy", "TrainingReport", "TrainingTask", "__version__", "load_checkpoint", "train"]
+__all__ = ["Client", "Policy", "TrainingReport", "TrainingTask", "__version__", "load_checkpoint", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -23,7 +23,8 @@ from forescale.control.report import TrainingReport
 from forescale.core.cluster import Cluster
 from forescale.engine.messages import StepFinished
 from forescale.engine.train.task import TrainingTask
-from forescale.profile.devices import allowed_cores, find_cluster
+from forescale.profile.cores import allowed_cores
+from forescale.profile.devices import find_cluster
 
 SHAPE = Shape(channels=128, heads=4, convolutions=3, attentions=3, length=64)
 TINY = Shape(channels=32, heads=2, convolutions=1, attentions=1, length=16)

@@ -99,7 +99,8 @@ def _set_up(shown: Console, steps: int | None, out: Path, say: Any) -> _Scene:
     from forescale.cli.demo_task import Shape, demo_task, encode, source_text
     from forescale.control.planner import Planner
     from forescale.control.preparation import profile_task
-    from forescale.profile.devices import allowed_cores, core_sharing, find_cluster
+    from forescale.profile.cores import allowed_cores
+    from forescale.profile.devices import core_sharing, find_cluster
 
     if steps is not None and steps < LEAST_STEPS:
         raise InvalidInput(f"--steps is {steps}; below {LEAST_STEPS} there is nothing to see")

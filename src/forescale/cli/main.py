@@ -8,13 +8,16 @@ import typer
 
 from forescale import __version__
 from forescale.cli.demo import demo
+from forescale.cli.deploy import deploy, status, undeploy
 from forescale.cli.devices import devices
 from forescale.cli.failure import OneLineErrors
 from forescale.cli.forecast import OptionalPlotFile, forecast
+from forescale.cli.models import models
 from forescale.cli.options import examples
 from forescale.cli.plan import plan
 from forescale.cli.profile import profile
 from forescale.cli.replay import replay
+from forescale.cli.serve import serve
 from forescale.cli.train import train
 
 app = typer.Typer(
@@ -38,7 +41,7 @@ def forescale(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Profiles, predicts, partitions and re-partitions models while they train."""
+    """Profiles, predicts, partitions and re-partitions models while they train, and serves them."""
 
 
 app.command(epilog=examples("forescale devices", "forescale devices --devices 2 --json"))(devices)
@@ -80,3 +83,16 @@ app.command(
     ),
 )(forecast)
 app.command(epilog=examples("forescale demo", "forescale demo --out demo-output --steps 60"))(demo)
+app.command(
+    epilog=examples(
+        "forescale serve", "forescale serve --state models --port 9000 --devices 2", "forescale serve --trust"
+    )
+)(serve)
+app.add_typer(models, name="models")
+app.command(
+    epilog=examples("forescale deploy digits@1 --wait", "forescale deploy digits@production --min 2")
+)(deploy)
+app.command(epilog=examples("forescale undeploy digits"))(undeploy)
+app.command(epilog=examples("forescale status", "forescale status --watch", "forescale status --json"))(
+    status
+)

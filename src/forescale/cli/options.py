@@ -22,6 +22,15 @@ Devices = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead.")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="FORESCALE_URL",
+        help="The server. Default: http://127.0.0.1:8080.",
+        show_default=False,
+    ),
+]
 RunFolder = Annotated[
     Path | None,
     typer.Option(

@@ -5,11 +5,21 @@ ForescaleError
 │   ├── CaptureFailed       a model whose forward cannot be turned into a graph
 │   ├── InfeasiblePlan      no split fits the devices' memory
 │   ├── TaskFailed          the user's own code (task file, loss, optimizer) raised
-│   └── CheckpointMismatch  a checkpoint of another model
+│   ├── CheckpointMismatch  a checkpoint of another model
+│   ├── NotFound            a model, version, alias or deployment that does not exist
+│   └── UntrustedModel      a model's file holds code, and nobody said that it may run
 ├── RunFailed               a run that had started could not go on
 │   ├── WorkerLost          a worker process died
 │   ├── NonFiniteLoss       the loss became NaN or infinite
 │   └── CheckpointFailed    a checkpoint could not be written
+├── RegistryFailed          the registry's database or artifact store cannot be used
+│   └── ArtifactCorrupt     a stored file is not what was put in
+├── ServerFailed            a server cannot be reached, or could not do what it was asked
+├── RequestFailed           a request to a served model got no answer; .status says why as HTTP does
+│   ├── BadRequest          it makes no sense, or does not fit the model
+│   ├── NotServed           nothing of that name or version is served
+│   ├── TooBusy             it cannot be answered in time; .retry_after_s says when to try again
+│   └── ModelFailed         the model could not compute an answer
 └── ChannelFailed           coordinator and worker cannot talk to each other
     └── PeerGone            the other end is no longer there, or never was
 """
@@ -67,6 +77,24 @@ class CheckpointMismatch(InvalidInput):
     """A checkpoint that belongs to another model."""
 
 
+class NotFound(InvalidInput):
+    """A model, version, alias or deployment that does not exist."""
+
+
+class UntrustedModel(InvalidInput):
+    """A model's file holds something that only code would need.
+
+    Attributes:
+        found: what, as a clause.
+    """
+
+    def __init__(self, found: str) -> None:
+        self.found = found
+        super().__init__(
+            f"the model may hold code ({found}): only a server that was started with --trust serves it"
+        )
+
+
 class RunFailed(ForescaleError):
     """A run that had started could not go on.
 
@@ -102,6 +130,60 @@ class NonFiniteLoss(RunFailed):
 
 class CheckpointFailed(RunFailed):
     """A checkpoint could not be written."""
+
+
+class RegistryFailed(ForescaleError):
+    """The registry's database or its artifact store cannot be used."""
+
+
+class ArtifactCorrupt(RegistryFailed):
+    """A stored file is missing or is not what was put in."""
+
+    def __init__(self, sha256: str, found: str) -> None:
+        self.sha256 = sha256
+        super().__init__(f"artifact {sha256[:12]} is damaged ({found}); add the model again")
+
+
+class ServerFailed(ForescaleError):
+    """A server cannot be reached, or could not do what it was asked."""
+
+
+class RequestFailed(ForescaleError):
+    """A request to a served model got no answer.
+
+    Attributes:
+        status: HTTP status code.
+    """
+
+    status = 500
+
+
+class BadRequest(RequestFailed):
+    """The request makes no sense, or does not fit the model."""
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        self.status = status
+        super().__init__(message)
+
+
+class NotServed(RequestFailed):
+    """Nothing of that name or version is served."""
+
+    status = 404
+
+
+class TooBusy(RequestFailed):
+    """The request cannot be answered in time."""
+
+    status = 503
+
+    def __init__(self, message: str, *, retry_after_s: float) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class ModelFailed(RequestFailed):
+    """The model could not compute an answer."""
 
 
 class ChannelFailed(ForescaleError):

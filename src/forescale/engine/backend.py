@@ -88,6 +88,13 @@ class ProcessBackend(Protocol):
         """
         ...
 
+    def kill(self, handle: ProcessHandle) -> None:
+        """End a process and all it started at once, without waiting: ``exits`` tells when it is gone.
+
+        Harmless when it has ended.
+        """
+        ...
+
     def exits(self) -> tuple[ProcessExit, ...]:
         """What ended since last asked, each once, without those ended by ``stop``. Does not wait."""
         ...

@@ -166,6 +166,14 @@ class ChannelServer:
                 structlog.get_logger().error("message_dropped", sender=sender, reason=str(error))
         return None
 
+    def fileno(self) -> int:
+        """A descriptor for event loops.
+
+        It becomes readable when something *may* have come, and only once for all that came: after it did, and
+        after every ``send``, call ``receive(0)`` until that returns None.
+        """
+        return cast(int, self._router.getsockopt(zmq.FD))
+
     def close(self, linger_s: float = 1.0) -> None:
         """Close, giving unsent messages ``linger_s`` to leave. Harmless the second time."""
         self._router.close(_milliseconds(linger_s))
@@ -190,6 +198,7 @@ class Channel:
     """
 
     def __init__(self, invitation: Invitation, name: str) -> None:
+        self.name = name
         self._context = zmq.Context()
         self._gone = False
         self._dealer = self._context.socket(zmq.DEALER)

@@ -132,6 +132,11 @@ class LocalBackend:
         self._end((child,), grace_s)
         return child.end.result()
 
+    def kill(self, handle: ProcessHandle) -> None:
+        """End a process and all it started at once, without waiting: ``exits`` tells when it is gone."""
+        if not self._children[handle].end.done():
+            _signal_group(handle.pid, signal.SIGKILL)
+
     def exits(self) -> tuple[ProcessExit, ...]:
         """What ended since last asked, each once, without those ended by ``stop``. Does not wait."""
         with contextlib.suppress(BlockingIOError):

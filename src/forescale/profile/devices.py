@@ -15,12 +15,9 @@ import torch
 from forescale.core.clock import Clock, SystemClock
 from forescale.core.cluster import Cluster, Device, DeviceKind, Link
 from forescale.core.errors import InvalidInput
-from forescale.profile.cgroup import own_limits
+from forescale.profile.cores import allowed_cores, cpu_devices, cpu_shares, share_cores
 from forescale.profile.hardware import USABLE_MEMORY
 from forescale.profile.links import measure_cuda_link, measure_loopback
-
-DEFAULT_CPU_DEVICES = 4
-"""Most CPU devices made when none are asked for: more stages than that rarely pay on one machine."""
 
 # What a link is taken for until it is measured.
 LOOPBACK = Link(bandwidth_bytes_per_s=2e9, latency_s=50e-6, occupies_device=True)
@@ -29,7 +26,6 @@ PCIE_3_X16 = Link(bandwidth_bytes_per_s=12e9, latency_s=20e-6)
 MATMUL_SIZE = 768
 CUDA_MATMUL_SIZE = 4096
 COPY_BYTES = 128 << 20
-_WORKER_BYTES = 300_000_000  # what a worker takes before any model: Python and PyTorch's libraries
 """Larger than the caches of one core's share, so that a copy goes to memory."""
 LEAST_RUNS, MOST_RUNS = 3, 30
 
@@ -42,40 +38,13 @@ def _silent(what: str, fraction: float) -> None:
     del what, fraction
 
 
-def allowed_cores() -> tuple[int, ...]:
-    """Core numbers this process may run on, no more than its CPU quota is worth."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = tuple(sorted(os.sched_getaffinity(0)))
-    else:
-        cores = tuple(range(os.cpu_count() or 1))
-    quota = own_limits().cores
-    return cores if quota is None else cores[: max(1, int(quota))]
-
-
-def memory_capacity_bytes() -> int:
-    """Memory this process may use: the machine's, or its control group's limit if that is less."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = own_limits().memory_bytes
-    return physical if limit is None else min(physical, limit)
-
-
-def share_cores(cores: Sequence[int], devices: int) -> tuple[tuple[int, ...], ...]:
-    """Divides cores evenly, neighbours together; with too few cores, devices take turns at one each."""
-    if devices > len(cores):
-        return tuple((cores[number % len(cores)],) for number in range(devices))
-    least, extra = divmod(len(cores), devices)
-    sizes = [least + (number < extra) for number in range(devices)]
-    starts = [sum(sizes[:number]) for number in range(devices)]
-    return tuple(tuple(cores[start : start + size]) for start, size in zip(starts, sizes, strict=True))
-
-
 def find_cluster(devices: int | Sequence[str] | None = None) -> Cluster:
     """The devices of this machine, with links not measured yet.
 
     Args:
         devices: None for every CUDA GPU, or without GPUs the allowed cores as up to
-            ``DEFAULT_CPU_DEVICES`` CPU devices; a number for that many GPUs, or without GPUs that many CPU
-            devices, which share the allowed cores evenly (`core_sharing` tells when there are too few); or
+            ``cores.DEFAULT_CPU_DEVICES`` CPU devices; a number for that many GPUs, or without GPUs that many
+            CPU devices, which share the allowed cores evenly (`core_sharing` tells when too few); or
             names: ``cuda:0`` a GPU, ``cpu:0-3,6`` these cores, ``cpu`` an even share of the other cores.
 
     Raises:
@@ -103,23 +72,7 @@ def _count_devices(number: int | None) -> tuple[Device, ...]:
                 "ask for fewer, or set CUDA_VISIBLE_DEVICES= to use CPU cores instead"
             )
         return tuple(_cuda_device(index) for index in range(number or gpus))
-    cores = allowed_cores()
-    return _cpu_devices(share_cores(cores, number or min(len(cores), DEFAULT_CPU_DEVICES)))
-
-
-def _cpu_devices(core_sets: Sequence[tuple[int, ...]]) -> tuple[Device, ...]:
-    count = max(1, len(core_sets))
-    capacity_bytes = memory_capacity_bytes()
-    if capacity_bytes < count * _WORKER_BYTES:
-        raise InvalidInput(
-            f"{count} devices need a worker of {_WORKER_BYTES / 1e6:.0f} MB each, before any model; the "
-            f"memory is enough for {capacity_bytes // _WORKER_BYTES}"
-        )
-    memory_bytes = capacity_bytes // count
-    return tuple(
-        Device(name=f"cpu{number}", kind=DeviceKind.CPU, cores=cores, memory_bytes=memory_bytes)
-        for number, cores in enumerate(core_sets)
-    )
+    return cpu_shares(number)
 
 
 def _cuda_device(index: int) -> Device:
@@ -163,7 +116,7 @@ def _named_devices(names: Sequence[str]) -> tuple[Device, ...]:
     unnamed = core_sets.count(None)
     others = [core for core in allowed if core not in named] or allowed
     shares = iter(share_cores(others, unnamed) if unnamed else ())
-    return (*gpus, *_cpu_devices([cores or next(shares) for cores in core_sets]))
+    return (*gpus, *cpu_devices([cores or next(shares) for cores in core_sets]))
 
 
 def core_sharing(cluster: Cluster) -> str | None:

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from forescale.cli.competition import Competition
-from forescale.profile.devices import allowed_cores
+from forescale.profile.cores import allowed_cores
 
 LIMIT_S = 60
 

@@ -9,15 +9,13 @@ import torch
 from forescale.core.cluster import Cluster, Device, DeviceKind
 from forescale.core.errors import InvalidInput
 from forescale.profile.cgroup import read_limits
+from forescale.profile.cores import allowed_cores, memory_capacity_bytes, share_cores
 from forescale.profile.devices import (
     LOOPBACK,
-    allowed_cores,
     core_sharing,
     find_cluster,
     measure_devices,
-    memory_capacity_bytes,
     parse_cores,
-    share_cores,
 )
 
 cpu_only = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU would be found instead")

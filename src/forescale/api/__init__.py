@@ -1,0 +1,1 @@
+"""The HTTP interface: requests to models, the management of what is served, and a client for both."""

@@ -1,0 +1,143 @@
+"""``forescale deploy``, ``undeploy`` and ``status``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from forescale.cli import options
+from forescale.cli.console import console, print_json, table
+from forescale.cli.console import status as spinner
+from forescale.cli.models import connect
+from forescale.core.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from forescale.api.client import Client
+
+_REFRESH_S = 1.0
+
+Model = Annotated[str, typer.Argument(metavar="NAME@VERSION", help="VERSION: a number or an alias.")]
+Least = Annotated[int, typer.Option("--min", min=1, metavar="N", help="Replicas at least.")]
+Most = Annotated[
+    int | None, typer.Option("--max", min=1, metavar="N", help="Replicas at most. Default: as many as --min.")
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Return when it serves, or say why it cannot.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout-s", min=0.1, metavar="S", help="Longest wait of --wait, in seconds.")
+]
+Watch = Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")]
+
+
+def deploy(  # noqa: PLR0917 - typer takes the options from the signature
+    model: Model,
+    min: Least = 1,  # noqa: A002 - the option's name
+    max: Most = None,  # noqa: A002
+    wait: Wait = False,
+    timeout_s: Timeout = 300.0,
+    url: options.Url = None,
+    json: options.Json = False,
+) -> None:
+    """Serves a version of a model, in place of the one that is served; no request is lost."""
+    with connect(url) as client:
+        name, version = _reference(client, model)
+        deployment = client.deploy(name, version, min_replicas=min, max_replicas=max)
+        label = f"{name}@{deployment['version']}"
+        if wait:
+            with spinner() as say:
+                said = ""
+                for deployment in client.wait(name, timeout_s):
+                    if said != (said := f"{label}: {_progress(deployment)}"):
+                        say(said)
+    if json:
+        print_json(deployment)
+    elif wait:
+        console().print(
+            f"{label} serves at {client.url}/v2/models/{name}/infer", markup=False, soft_wrap=True
+        )
+    else:
+        console().print(f"{label} is deployed; see forescale status", markup=False, soft_wrap=True)
+
+
+def undeploy(name: Annotated[str, typer.Argument(metavar="NAME")], url: options.Url = None) -> None:
+    """Stops serving a model; requests under way are answered."""
+    with connect(url) as client:
+        client.undeploy(name)
+    console().print(f"{name} is not deployed any more", markup=False)
+
+
+def status(url: options.Url = None, watch: Watch = False, json: options.Json = False) -> None:
+    """What is deployed, how far it is, and what its replicas do."""
+    with connect(url) as client:
+        if json:
+            print_json({"deployments": client.deployments()})
+            return
+        out = console()
+        if not watch:
+            out.print(_picture(client))
+            return
+        if not out.is_terminal:
+            raise typer.BadParameter("--watch needs a terminal; ask again and again with --json instead")
+        from rich.live import Live
+
+        with Live(_picture(client), console=out, auto_refresh=False) as live:
+            while True:
+                time.sleep(_REFRESH_S)
+                live.update(_picture(client), refresh=True)
+
+
+def _reference(client: Client, text: str) -> tuple[str, str]:
+    name, at, version = text.partition("@")
+    if at and name and version:
+        return name, version
+    newest = client.model(name)["versions"][-1]["version"]
+    raise InvalidInput(f"which version of {name}? the newest is {name}@{newest}")
+
+
+def _progress(deployment: dict[str, Any]) -> str:
+    replicas = [replica for replica in deployment["replicas"] if replica["version"] == deployment["version"]]
+    ready = sum(replica["state"] == "serving" for replica in replicas)
+    return f"{deployment['state']}, {ready} of {deployment['min_replicas']} replicas are ready"
+
+
+def _picture(client: Client) -> RenderableType:
+    from rich.console import Group
+
+    deployments = client.deployments()
+    if not deployments:
+        return f"nothing is deployed at {client.url}"
+    shown = table(
+        "Deployments",
+        "model",
+        "state",
+        ">replicas",
+        ">waiting",
+        ">in flight",
+        ">ok",
+        ">refused",
+        ">failed",
+        "why",
+    )
+    replicas = table("Replicas", "replica", "device", "state", ">lost", "last cause")
+    for found in deployments:
+        ready = sum(replica["state"] == "serving" for replica in found["replicas"])
+        counts = found["requests"]
+        shown.add_row(
+            f"{found['model']}@{found['version']}",
+            found["state"],
+            f"{ready}/{found['min_replicas']}",
+            *(str(counts.get(name, 0)) for name in ("waiting", "in_flight", "ok", "refused", "failed")),
+            found["error"] or "",
+        )
+        for replica in found["replicas"]:
+            replicas.add_row(
+                replica["name"],
+                replica["device"],
+                replica["state"],
+                str(replica["attempts"] or ""),
+                replica["cause"] or "",
+            )
+    return Group(shown, replicas)

@@ -1,0 +1,105 @@
+"""``forescale serve``."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forescale.cli.console import console
+from forescale.core.errors import InvalidInput
+
+State = Annotated[
+    Path,
+    typer.Option(metavar="DIR", help="Where models, deployments and the replicas' logs are kept."),
+]
+Host = Annotated[
+    str, typer.Option(metavar="ADDRESS", help="Address to listen on. Whoever reaches it can change anything.")
+]
+Port = Annotated[int, typer.Option(min=0, max=65535, metavar="PORT", help="0: any that is free.")]
+Devices = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Devices for replicas: GPUs, or without GPUs shares of the cores. Default: all.",
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="Also serve models that hold code, which runs with your rights."),
+]
+Factories = Annotated[
+    list[str] | None,
+    typer.Option("--factory", metavar="MODULE:FUNCTION", help="Python function that may make models."),
+]
+Database = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="PostgreSQL for the registry. Default: SQLite in DIR."),
+]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Models' files: s3://, gs://, a folder. Default: in DIR."),
+]
+
+
+def serve(  # noqa: PLR0917 - typer takes the options from the signature
+    state: State = Path("forescale-state"),
+    host: Host = "127.0.0.1",
+    port: Port = 8080,
+    devices: Devices = None,
+    trust: Trust = False,
+    factory: Factories = None,
+    database: Database = None,
+    artifacts: Artifacts = None,
+) -> None:
+    """Serves models until Ctrl-C: an HTTP gateway, replicas of what is deployed, and their management."""
+    out = console(stderr=True)
+    try:
+        from forescale.api.server import ServerPlan
+        from forescale.api.server import serve as run
+    except ModuleNotFoundError as error:
+        raise InvalidInput(f"serving needs {error.name}: pip install 'forescale[serve]'") from error
+    _log_to_stderr()
+    plan = ServerPlan(
+        state=state,
+        host=host,
+        port=port,
+        devices=devices,
+        trust=trust,
+        factories=tuple(factory or ()),
+        database=database,
+        artifacts=artifacts,
+    )
+    if not _is_loopback(host):
+        out.print(f"note: whoever reaches {host} can add, deploy and remove models", markup=False)
+    run(plan, lambda url: out.print(f"serving on {url} (Ctrl-C ends it)", markup=False, soft_wrap=True))
+    out.print("all requests answered, all replicas ended", markup=False)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _log_to_stderr() -> None:
+    import structlog
+
+    structlog.configure(
+        processors=[
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+            if sys.stderr.isatty()
+            else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

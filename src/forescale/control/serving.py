@@ -1,0 +1,135 @@
+"""What is to be done so that what is deployed is what is served. Pure.
+
+Deployments say what is wanted, an observation what there is. ``step`` compares the two, whatever happened in
+between, so that a decision that came too late or was not carried out is made good by the next step.
+
+A version that takes another's place is started beside it. Only when it has as many replicas as it should
+do requests go to it and does the old one leave, with its last answers given. A replica here is a wanted one:
+that its process is replaced when it is lost is not decided again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from forescale.registry.records import DeploymentSpec
+
+Version = tuple[str, int]
+"""A model's name and the version's number."""
+
+
+class Phase(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    LEAVING = "leaving"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """A replica that there is."""
+
+    name: str
+    version: Version
+    device: str
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """What there is.
+
+    Attributes:
+        devices: names of those that can have replicas.
+        replicas: in the order in which they were started.
+        served: versions that take requests.
+        withdrawn: versions that take none any more and answer their last ones.
+        unusable: versions whose file is missing or damaged.
+    """
+
+    devices: tuple[str, ...]
+    replicas: tuple[Replica, ...] = ()
+    served: frozenset[Version] = frozenset()
+    withdrawn: frozenset[Version] = frozenset()
+    unusable: frozenset[Version] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serve:
+    """Take requests to a version; they wait for its first replica."""
+
+    version: Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartReplica:
+    version: Version
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopReplica:
+    """Let a replica finish what it has, and end it."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prefer:
+    """Requests that name no version go to this one."""
+
+    version: Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Withdraw:
+    """Take no more requests to a version, answer those that came, then stop its replicas."""
+
+    version: Version
+
+
+Command = Serve | StartReplica | StopReplica | Prefer | Withdraw
+
+
+def step(wanted: Sequence[DeploymentSpec], seen: Observation) -> tuple[Command, ...]:
+    """What to do, in this order."""
+    loads = Counter(dict.fromkeys(seen.devices, 0))
+    loads.update(replica.device for replica in seen.replicas)
+    commands = [command for spec in wanted for command in _towards(spec, seen, loads)]
+    deployed = {spec.model for spec in wanted}
+    commands += [Withdraw(version=version) for version in sorted(seen.served) if version[0] not in deployed]
+    known = seen.served | seen.withdrawn | {(spec.model, spec.number) for spec in wanted}
+    commands += [
+        StopReplica(name=replica.name)
+        for replica in seen.replicas
+        if replica.version not in known and replica.phase is not Phase.LEAVING
+    ]
+    return tuple(commands)
+
+
+def _towards(spec: DeploymentSpec, seen: Observation, loads: Counter[str]) -> Iterator[Command]:
+    version = spec.model, spec.number
+    if version in seen.withdrawn:
+        return  # it was wanted no more and is again: served anew when its last answers are given
+    if version in seen.unusable:
+        return
+    if version not in seen.served:
+        yield Serve(version=version)
+    mine = [
+        replica
+        for replica in seen.replicas
+        if replica.version == version and replica.phase is not Phase.LEAVING
+    ]
+    for _ in range(spec.min_replicas - len(mine)):
+        device = min(seen.devices, key=lambda name: loads[name])
+        loads[device] += 1
+        yield StartReplica(version=version, device=device)
+    # Those that are not ready cost least to lose; of the others the newest go.
+    surplus = sorted(mine, key=lambda replica: replica.phase is not Phase.READY)[spec.max_replicas :]
+    yield from (StopReplica(name=replica.name) for replica in surplus)
+    others = [other for other in sorted(seen.served) if other[0] == spec.model and other != version]
+    if others and sum(replica.phase is Phase.READY for replica in mine) >= spec.min_replicas:
+        yield Prefer(version=version)
+        yield from (Withdraw(version=other) for other in others)

@@ -1,0 +1,1 @@
+"""Serving: models in replica processes behind one gateway."""

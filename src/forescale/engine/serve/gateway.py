@@ -1,0 +1,181 @@
+"""All served models by name, joined with the replicas that run them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Protocol
+
+import structlog
+
+from forescale.core.clock import Clock
+from forescale.core.errors import NotServed, PeerGone
+from forescale.core.signature import Signature
+from forescale.engine.channel import Frame
+from forescale.engine.serve.balancing import Balancing, PredictedCompletion
+from forescale.engine.serve.link import Listener
+from forescale.engine.serve.messages import Credit, Drain, Failed, FromReplica, Header, Hello, Result
+from forescale.engine.serve.queues import QueuePolicy
+from forescale.engine.serve.requests import InferRequest
+from forescale.engine.serve.served import Outputs, ServedModel
+
+
+class Link(Protocol):
+    """Carries messages to and from replicas; ``ReplicaLink`` does."""
+
+    def listen(self, listener: Listener) -> None: ...
+
+    def send(self, replica: str, header: Header, frames: Sequence[Frame] = ()) -> None: ...
+
+
+class Gateway:
+    """Routes requests to models and replicas' messages to the models they serve.
+
+    Replicas are not started here. One joins by saying hello over the link; whoever watches its process calls
+    ``lose`` when that ended. Use it in the thread of the event loop that the link is opened in.
+    """
+
+    def __init__(
+        self, link: Link, *, clock: Clock, balancing: Callable[[], Balancing] = PredictedCompletion
+    ) -> None:
+        self._link = link
+        self._clock = clock
+        self._balancing = balancing
+        self._models: dict[str, dict[str, ServedModel]] = {}
+        self._defaults: dict[str, str] = {}
+        self._homes: dict[str, ServedModel] = {}
+        link.listen(self._hear)
+
+    def serve(
+        self, model: str, version: str, signature: Signature, policy: QueuePolicy | None = None
+    ) -> ServedModel:
+        """Take requests to a version from now on; they wait while it has no replica.
+
+        It answers requests that name no version, too, unless another one was served before.
+
+        Raises:
+            ValueError: it is served already.
+        """
+        versions = self._models.setdefault(model, {})
+        if version in versions:
+            raise ValueError(f"{model} version {version} is served already")
+        versions[version] = served = ServedModel(
+            model,
+            version,
+            signature,
+            policy or QueuePolicy(),
+            send=self._link.send,
+            balancing=self._balancing(),
+            clock=self._clock,
+        )
+        self._defaults.setdefault(model, version)
+        return served
+
+    def set_default(self, model: str, version: str) -> None:
+        """Let this version answer requests that name none.
+
+        Raises:
+            NotServed: it is not served.
+        """
+        self.find(model, version)
+        self._defaults[model] = version
+
+    async def retire(self, model: str, version: str) -> None:
+        """Refuse new requests to a version, and return when it has answered the others; then it is unknown.
+
+        Its replicas go on; ``drain`` them.
+
+        Raises:
+            NotServed: it is not served.
+        """
+        served = self.find(model, version)
+        await served.close()
+        self._forget(served)
+
+    def find(self, model: str, version: str | None = None) -> ServedModel:
+        """A version of a model; None: the default one.
+
+        Raises:
+            NotServed: there is none.
+        """
+        versions = self._models.get(model)
+        if versions is None:
+            raise NotServed(f"no model {model!r} is served here")
+        served = versions.get(self._defaults[model] if version is None else version)
+        if served is None:
+            raise NotServed(f"{model} is served as version {', '.join(versions)}, not {version!r}")
+        return served
+
+    def versions(self, model: str) -> tuple[str, ...]:
+        """The versions of a model that are served."""
+        return tuple(self._models.get(model, ()))
+
+    def all(self) -> Iterator[ServedModel]:
+        for versions in self._models.values():
+            yield from versions.values()
+
+    async def infer(self, model: str, version: str | None, request: InferRequest, flow: str = "") -> Outputs:
+        """The outputs of a model. Raises as ``find`` and ``ServedModel.infer`` do."""
+        return await self.find(model, version).infer(request, flow)
+
+    def lose(self, replica: str) -> None:
+        """A replica's process ended or is not to be trusted: its requests go to others. Harmless twice."""
+        home = self._homes.pop(replica, None)
+        if home is not None:
+            home.lose(replica)
+
+    def drain(self, replica: str) -> None:
+        """Ask a replica to finish what it has and end. Harmless if it is gone."""
+        home = self._homes.get(replica)
+        if home is not None:
+            home.drain(replica)
+        with suppress(PeerGone):
+            self._link.send(replica, Drain().to_header())
+
+    def close(self) -> None:
+        """Refuse everything that waits or is under way."""
+        for served in tuple(self.all()):
+            served.abandon()
+            self._forget(served)
+
+    def _forget(self, served: ServedModel) -> None:
+        versions = self._models[served.model]
+        del versions[served.version]
+        if not versions:
+            del self._models[served.model], self._defaults[served.model]
+        elif self._defaults[served.model] == served.version:
+            self._defaults[served.model] = next(reversed(versions))
+
+    def _hear(self, replica: str, said: FromReplica, frames: Sequence[memoryview]) -> None:
+        if isinstance(said, Hello):
+            self._welcome(replica, said)
+            return
+        home = self._homes.get(replica)
+        if home is None:
+            return
+        match said:
+            case Result():
+                home.result(replica, said, frames)
+            case Credit():
+                home.credit(replica, said.n)
+            case Failed(batch=None):
+                self.lose(replica)
+            case Failed():
+                home.fail(replica, said)
+            case _:
+                pass  # signs of life, for whoever watches the process
+
+    def _welcome(self, replica: str, hello: Hello) -> None:
+        self.lose(replica)
+        try:
+            served = self.find(hello.model, hello.version)
+        except NotServed:
+            structlog.get_logger().warning(
+                "replica_not_needed", replica=replica, model=hello.model, version=hello.version
+            )
+            return
+        if hello.replica != replica:
+            structlog.get_logger().error("replica_misnamed", replica=replica, said=hello.replica)
+            return
+        self._homes[replica] = served
+        served.join(hello)

@@ -1,0 +1,127 @@
+"""What serving counts, and how Prometheus reads it (text format 0.0.4). All names and units are here."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+
+Sample = tuple[Mapping[str, str], float]
+
+
+class Histogram:
+    """Counts of values up to each bound."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    @property
+    def count(self) -> int:
+        return sum(self.counts)
+
+
+class ModelMetrics:
+    """What is counted for one version of a model.
+
+    Attributes:
+        outcomes: requests by how they ended: "ok", "invalid", "refused", "failed", "cancelled".
+        latency_s: from a request's arrival at the queue to its answer, of those answered.
+        waiting_s: from there to when it was sent to a replica.
+        batch_rows: rows of the batches sent.
+        busy_s: what replicas took for all batches together.
+    """
+
+    def __init__(self) -> None:
+        self.outcomes = dict.fromkeys(("ok", "invalid", "refused", "failed", "cancelled"), 0)
+        self.latency_s = Histogram(SECONDS)
+        self.waiting_s = Histogram(SECONDS)
+        self.batch_rows = Histogram(ROWS)
+        self.busy_s = 0.0
+        self.retries = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gauges:
+    """A model's state at the moment."""
+
+    waiting: int
+    waiting_rows: int
+    in_flight: int
+    replicas: int
+
+
+def exposition(models: Iterable[tuple[str, str, ModelMetrics, Gauges]]) -> bytes:
+    """Everything as Prometheus reads it, of (model, version, counts, state)."""
+    known = [({"model": model, "version": version}, metrics, now) for model, version, metrics, now in models]
+    lines: list[str] = []
+    lines += _family(
+        "forescale_requests_total",
+        "counter",
+        "Inference requests by how they ended.",
+        [
+            ({**labels, "outcome": outcome}, count)
+            for labels, metrics, _ in known
+            for outcome, count in metrics.outcomes.items()
+        ],
+    )
+    lines += _family(
+        "forescale_retries_total",
+        "counter",
+        "Requests sent once more because their replica or their batch failed.",
+        [(labels, metrics.retries) for labels, metrics, _ in known],
+    )
+    lines += _family(
+        "forescale_replica_busy_seconds_total",
+        "counter",
+        "Time that replicas took for batches.",
+        [(labels, metrics.busy_s) for labels, metrics, _ in known],
+    )
+    for name, text, what in (
+        ("forescale_waiting_requests", "Requests in the queue.", "waiting"),
+        ("forescale_waiting_rows", "Rows of the requests in the queue.", "waiting_rows"),
+        ("forescale_in_flight_requests", "Requests that replicas have.", "in_flight"),
+        ("forescale_replicas", "Replicas that take requests.", "replicas"),
+    ):
+        lines += _family(name, "gauge", text, [(labels, getattr(now, what)) for labels, _, now in known])
+    for name, text, what in (
+        ("forescale_request_duration_seconds", "From arrival to answer, of those answered.", "latency_s"),
+        ("forescale_request_waiting_seconds", "From arrival until sent to a replica.", "waiting_s"),
+        ("forescale_batch_rows", "Rows of a batch.", "batch_rows"),
+    ):
+        lines += [f"# HELP {name} {text}", f"# TYPE {name} histogram"]
+        for labels, metrics, _ in known:
+            lines += _histogram(name, labels, getattr(metrics, what))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def _family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> list[str]:
+    head = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
+    return head + [f"{name}{_labels(labels)} {value}" for labels, value in samples]
+
+
+def _histogram(name: str, labels: Mapping[str, str], histogram: Histogram) -> list[str]:
+    lines: list[str] = []
+    total = 0
+    for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
+        total += count
+        lines.append(f"{name}_bucket{_labels({**labels, 'le': str(bound)})} {total}")
+    lines.append(f"{name}_sum{_labels(labels)} {histogram.sum}")
+    lines.append(f"{name}_count{_labels(labels)} {total}")
+    return lines
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    quoted = (
+        f'{name}="{value.replace(chr(92), chr(92) * 2).replace(chr(34), chr(92) + chr(34))}"'
+        for name, value in labels.items()
+    )
+    return "{" + ",".join(quoted).replace("\n", "\\n") + "}"

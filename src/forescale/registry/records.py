@@ -1,0 +1,191 @@
+"""What the registry keeps, as values."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from forescale.core.errors import InvalidInput
+from forescale.core.signature import Signature, TensorSpec
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_TEXT_LIMIT = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A stored file, addressed by its content; ``sha256`` is 64 lower-case hexadecimal digits."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVersion:
+    """A version of a model. It never changes.
+
+    Attributes:
+        number: from 1 on, in the order in which versions were added.
+        format: how the file is read, e.g. ``pt2`` or ``onnx``.
+        options: what that format has to know besides the file.
+        metrics: figures that its maker gave, e.g. ``{"accuracy": 0.97}``.
+        created_at_s: seconds since the Unix epoch.
+        commit: of the code that made it, where known.
+    """
+
+    model: str
+    number: int
+    artifact: Artifact
+    format: str
+    signature: Signature
+    options: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    created_at_s: float
+    created_by: str
+    commit: str | None
+
+    @property
+    def reference(self) -> str:
+        """``NAME@NUMBER``."""
+        return f"{self.model}@{self.number}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AliasChange:
+    """An alias of a model was set to a version, or taken away (``number`` is None)."""
+
+    model: str
+    alias: str
+    number: int | None
+    at_s: float
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentSpec:
+    """Which version of a model is to be served, by how many replicas.
+
+    Raises:
+        InvalidInput: the numbers of replicas contradict each other.
+    """
+
+    model: str
+    number: int
+    min_replicas: int = 1
+    max_replicas: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
+            raise InvalidInput(
+                f"{self.model}: from {self.min_replicas} to {self.max_replicas} replicas is not possible; "
+                "the least must be 0 or more, the most 1 or more and not below the least"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A deployment as somebody asked for it."""
+
+    spec: DeploymentSpec
+    deployed_at_s: float
+    deployed_by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happening:
+    """Something to be written down, e.g. ``replica_lost`` of ``digits``.
+
+    Attributes:
+        subject: the model it is about, or "".
+        by: a person, or ``forescale``.
+        detail: JSON-able.
+    """
+
+    kind: str
+    subject: str
+    by: str
+    detail: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened; numbers grow with time and may have gaps."""
+
+    number: int
+    at_s: float
+    happening: Happening
+
+
+def check_name(name: str, what: str) -> None:
+    """Whether ``name`` can name a model or alias: it appears in URLs, process names and file names.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{name[:80]!r} cannot name {what}: use up to 64 letters, digits and '_.-', "
+            "a letter or digit first"
+        )
+
+
+def check_alias(alias: str) -> None:
+    """Whether ``alias`` can stand where a version's number could, too.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
+    check_name(alias, "an alias")
+    if alias.isdecimal():
+        raise InvalidInput(f"{alias!r} cannot name an alias: it would be taken for a version's number")
+
+
+def check_text(text: str, what: str) -> None:
+    """Whether ``text`` is a short printable line.
+
+    Raises:
+        InvalidInput: it is not.
+    """
+    if not text or len(text) > _TEXT_LIMIT or not text.isprintable():
+        raise InvalidInput(f"{what} must be a line of 1 to {_TEXT_LIMIT} printable characters")
+
+
+def check_metrics(metrics: Mapping[str, float]) -> None:
+    """Whether all metrics are finite numbers with names.
+
+    Raises:
+        InvalidInput: one is not.
+    """
+    for name, value in metrics.items():
+        check_text(name, "a metric's name")
+        if not math.isfinite(value):
+            raise InvalidInput(f"metric {name} is {value}; only finite numbers can be kept")
+
+
+def signature_as_json(signature: Signature) -> dict[str, list[dict[str, Any]]]:
+    """As the Open Inference Protocol spells a model's metadata: an axis of any length is -1."""
+    return {
+        "inputs": [_tensor_as_json(spec) for spec in signature.inputs],
+        "outputs": [_tensor_as_json(spec) for spec in signature.outputs],
+    }
+
+
+def signature_from_json(fields: Mapping[str, Any]) -> Signature:
+    """Inverse of :func:`signature_as_json`."""
+    return Signature(
+        inputs=tuple(_tensor_from_json(entry) for entry in fields["inputs"]),
+        outputs=tuple(_tensor_from_json(entry) for entry in fields["outputs"]),
+    )
+
+
+def _tensor_as_json(spec: TensorSpec) -> dict[str, Any]:
+    shape = [-1 if length is None else length for length in spec.shape]
+    return {"name": spec.name, "datatype": spec.datatype, "shape": shape}
+
+
+def _tensor_from_json(fields: Mapping[str, Any]) -> TensorSpec:
+    shape = tuple(None if length == -1 else length for length in fields["shape"])
+    return TensorSpec(name=fields["name"], datatype=fields["datatype"], shape=shape)

@@ -1,0 +1,338 @@
+"""The registry: which models there are, which are to be served, and what happened."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Row, delete, func, insert, select, text
+
+from forescale.core.clock import Clock
+from forescale.core.errors import NotFound
+from forescale.core.signature import Signature
+from forescale.registry import tables
+from forescale.registry.artifacts import ArtifactStore
+from forescale.registry.database import Database
+from forescale.registry.records import (
+    AliasChange,
+    Artifact,
+    Deployment,
+    DeploymentSpec,
+    Event,
+    Happening,
+    ModelVersion,
+    check_alias,
+    check_metrics,
+    check_name,
+    check_text,
+    signature_as_json,
+    signature_from_json,
+)
+
+
+class Registry:
+    """Every change is one transaction, which also writes down who made it. Use it from any thread.
+
+    A version's file is stored before its row is written: a crash in between leaves a file that nothing
+    names, never a name without a file.
+
+    Args:
+        url: the database, see :class:`Database`.
+    """
+
+    def __init__(self, url: str, store: ArtifactStore, clock: Clock) -> None:
+        self._database = Database(url)
+        self._store = store
+        self._clock = clock
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._database.close()
+
+    def add_version(
+        self,
+        model: str,
+        path: Path,
+        *,
+        format: str,  # noqa: A002 - the word for it
+        signature: Signature,
+        created_by: str,
+        options: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        commit: str | None = None,
+    ) -> ModelVersion:
+        """Keep a copy of a file as the next version of a model, and make the model if it is the first.
+
+        Raises:
+            InvalidInput: a name, a metric or the file.
+            RegistryFailed: it could not be kept.
+        """
+        check_name(model, "a model")
+        check_name(format, "a format")
+        check_text(created_by, "the maker's name")
+        if commit is not None:
+            check_text(commit, "the commit")
+        check_metrics(metrics or {})
+        artifact = self._store.put(path)
+        with self._database.writing() as connection:
+            version = ModelVersion(
+                model=model,
+                number=_next_number(connection, model),
+                artifact=artifact,
+                format=format,
+                signature=signature,
+                options=dict(options or {}),
+                metrics=dict(metrics or {}),
+                created_at_s=self._clock.wall_s(),
+                created_by=created_by,
+                commit=commit,
+            )
+            connection.execute(insert(tables.versions).values(_row_of(version)))
+            detail = {"number": version.number, "sha256": artifact.sha256}
+            self._write_down(connection, "version_added", model, created_by, detail)
+        return version
+
+    def models(self) -> tuple[str, ...]:
+        """Names of all models, in alphabetical order."""
+        with self._database.reading() as connection:
+            return tuple(connection.scalars(select(tables.models.c.name).order_by(tables.models.c.name)))
+
+    def versions(self, model: str) -> tuple[ModelVersion, ...]:
+        """All versions of a model, oldest first.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        of_model = select(tables.versions).where(tables.versions.c.model == model)
+        with self._database.reading() as connection:
+            rows = connection.execute(of_model.order_by(tables.versions.c.number)).all()
+            if not rows:
+                raise _no_model(connection, model)
+        return tuple(map(_version, rows))
+
+    def version(self, model: str, reference: int | str) -> ModelVersion:
+        """The version with that number or alias.
+
+        Raises:
+            NotFound: there is none.
+        """
+        with self._database.reading() as connection:
+            return _find(connection, model, reference)
+
+    def artifact(self, version: ModelVersion) -> Path:
+        """The version's file, verified; see :meth:`ArtifactStore.fetch`."""
+        return self._store.fetch(version.artifact.sha256)
+
+    def set_alias(self, model: str, alias: str, reference: int | str | None, *, by: str) -> AliasChange:
+        """Let an alias point to a version, or (None) take it away.
+
+        Raises:
+            InvalidInput: the alias's name.
+            NotFound: there is no such version, or no such alias to take away.
+        """
+        check_alias(alias)
+        check_text(by, "the name of who did it")
+        with self._database.writing() as connection:
+            if reference is None:
+                number = None
+                _find(connection, model, alias)
+            else:
+                number = _find(connection, model, reference).number
+            change = AliasChange(model=model, alias=alias, number=number, at_s=self._clock.wall_s(), by=by)
+            connection.execute(
+                insert(tables.alias_changes).values(
+                    model=model, alias=alias, number=number, at_s=change.at_s, by=by
+                )
+            )
+            self._write_down(connection, "alias_set", model, by, {"alias": alias, "number": number})
+        return change
+
+    def alias_history(self, model: str) -> tuple[AliasChange, ...]:
+        """All changes of a model's aliases, oldest first.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        changes = tables.alias_changes
+        with self._database.reading() as connection:
+            of_model = select(changes).where(changes.c.model == model)
+            rows = connection.execute(of_model.order_by(changes.c.id)).all()
+            if not rows and not _exists(connection, model):
+                raise _no_model(connection, model)
+        return tuple(
+            AliasChange(model=row.model, alias=row.alias, number=row.number, at_s=row.at_s, by=row.by)
+            for row in rows
+        )
+
+    def aliases(self, model: str) -> dict[str, int]:
+        """Where each alias of a model points now.
+
+        Raises:
+            NotFound: there is no such model.
+        """
+        latest = {change.alias: change.number for change in self.alias_history(model)}
+        return {alias: number for alias, number in sorted(latest.items()) if number is not None}
+
+    def deploy(self, spec: DeploymentSpec, *, by: str) -> Deployment:
+        """Ask for a version to be served, in place of the one that is; a model has at most one deployment.
+
+        Raises:
+            NotFound: there is no such version.
+        """
+        check_text(by, "the name of who did it")
+        deployment = Deployment(spec=spec, deployed_at_s=self._clock.wall_s(), deployed_by=by)
+        row = {
+            "model": spec.model,
+            "number": spec.number,
+            "min_replicas": spec.min_replicas,
+            "max_replicas": spec.max_replicas,
+        }
+        with self._database.writing() as connection:
+            _find(connection, spec.model, spec.number)
+            _lock(connection, spec.model)
+            connection.execute(delete(tables.deployments).where(tables.deployments.c.model == spec.model))
+            when = {"deployed_at_s": deployment.deployed_at_s, "deployed_by": by}
+            connection.execute(insert(tables.deployments).values({**row, **when}))
+            del row["model"]
+            self._write_down(connection, "deployed", spec.model, by, row)
+        return deployment
+
+    def deployments(self) -> tuple[Deployment, ...]:
+        """All deployments, in alphabetical order of their models."""
+        with self._database.reading() as connection:
+            rows = connection.execute(select(tables.deployments).order_by(tables.deployments.c.model)).all()
+        return tuple(map(_deployment, rows))
+
+    def undeploy(self, model: str, *, by: str) -> None:
+        """Ask for a model not to be served any longer.
+
+        Raises:
+            NotFound: it is not deployed.
+        """
+        check_text(by, "the name of who did it")
+        with self._database.writing() as connection:
+            gone = connection.execute(delete(tables.deployments).where(tables.deployments.c.model == model))
+            if not gone.rowcount:
+                raise NotFound(f"{model} is not deployed")
+            self._write_down(connection, "undeployed", model, by, {})
+
+    def record(self, happening: Happening) -> None:
+        """Write something down for good."""
+        with self._database.writing() as connection:
+            self._write_down(
+                connection, happening.kind, happening.subject, happening.by, dict(happening.detail)
+            )
+
+    def events(self, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
+        """What was written down after the event of that number, oldest first, at most ``limit``."""
+        newer = select(tables.events).where(tables.events.c.id > after)
+        with self._database.reading() as connection:
+            rows = connection.execute(newer.order_by(tables.events.c.id).limit(limit)).all()
+        return tuple(map(_event, rows))
+
+    def _write_down(
+        self, connection: Connection, kind: str, subject: str, by: str, detail: Mapping[str, Any]
+    ) -> None:
+        at_s = self._clock.wall_s()
+        connection.execute(
+            insert(tables.events).values(at_s=at_s, kind=kind, subject=subject, by=by, detail=detail)
+        )
+
+
+def _next_number(connection: Connection, model: str) -> int:
+    """The number of the model's next version; no other transaction gets it."""
+    connection.execute(
+        text("INSERT INTO models (name) VALUES (:name) ON CONFLICT DO NOTHING"), {"name": model}
+    )
+    _lock(connection, model)
+    highest = select(func.max(tables.versions.c.number)).where(tables.versions.c.model == model)
+    return (connection.scalar(highest) or 0) + 1
+
+
+def _lock(connection: Connection, model: str) -> None:
+    """Lets one transaction at a time change a model; SQLite has one writer anyway."""
+    connection.execute(select(tables.models).where(tables.models.c.name == model).with_for_update())
+
+
+def _exists(connection: Connection, model: str) -> bool:
+    return connection.scalar(select(tables.models.c.name).where(tables.models.c.name == model)) is not None
+
+
+def _find(connection: Connection, model: str, reference: int | str) -> ModelVersion:
+    number = _number(connection, model, str(reference))
+    of_number = (tables.versions.c.model == model, tables.versions.c.number == number)
+    row = connection.execute(select(tables.versions).where(*of_number)).one_or_none() if number else None
+    if row is None:
+        raise _no_model(connection, model, f"{model} has no version {str(reference)[:80]}")
+    return _version(row)
+
+
+def _number(connection: Connection, model: str, reference: str) -> int | None:
+    if reference.isascii() and reference.isdecimal():
+        return int(reference) if len(reference) < 10 else None  # 32 bits
+    changes = tables.alias_changes
+    latest = (
+        select(changes.c.number)
+        .where(changes.c.model == model, changes.c.alias == reference)
+        .order_by(changes.c.id.desc())
+        .limit(1)
+    )
+    return connection.scalar(latest)
+
+
+def _no_model(connection: Connection, model: str, otherwise: str = "") -> NotFound:
+    if otherwise and _exists(connection, model):
+        numbers = connection.scalars(
+            select(tables.versions.c.number)
+            .where(tables.versions.c.model == model)
+            .order_by(tables.versions.c.number)
+        ).all()
+        return NotFound(f"{otherwise}; it has {', '.join(map(str, numbers))}")
+    return NotFound(f"there is no model {model[:80]}")
+
+
+def _row_of(version: ModelVersion) -> dict[str, Any]:
+    return {
+        "model": version.model,
+        "number": version.number,
+        "sha256": version.artifact.sha256,
+        "size_bytes": version.artifact.size_bytes,
+        "format": version.format,
+        "signature": signature_as_json(version.signature),
+        "options": dict(version.options),
+        "metrics": dict(version.metrics),
+        "created_at_s": version.created_at_s,
+        "created_by": version.created_by,
+        "commit": version.commit,
+    }
+
+
+def _version(row: Row[Any]) -> ModelVersion:
+    return ModelVersion(
+        model=row.model,
+        number=row.number,
+        artifact=Artifact(sha256=row.sha256, size_bytes=row.size_bytes),
+        format=row.format,
+        signature=signature_from_json(row.signature),
+        options=row.options,
+        metrics=row.metrics,
+        created_at_s=row.created_at_s,
+        created_by=row.created_by,
+        commit=row.commit,
+    )
+
+
+def _deployment(row: Row[Any]) -> Deployment:
+    spec = DeploymentSpec(
+        model=row.model,
+        number=row.number,
+        min_replicas=row.min_replicas,
+        max_replicas=row.max_replicas,
+    )
+    return Deployment(spec=spec, deployed_at_s=row.deployed_at_s, deployed_by=row.deployed_by)
+
+
+def _event(row: Row[Any]) -> Event:
+    happening = Happening(kind=row.kind, subject=row.subject, by=row.by, detail=row.detail)
+    return Event(number=row.id, at_s=row.at_s, happening=happening)
