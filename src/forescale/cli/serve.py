@@ -94,14 +94,16 @@ def _is_loopback(host: str) -> bool:
 def _log_on_stderr() -> Generator[None]:
     import structlog
 
+    lines = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
     structlog.configure(
         processors=[
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-            if sys.stderr.isatty()
-            else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+            *(
+                (structlog.dev.ConsoleRenderer(),)
+                if sys.stderr.isatty()
+                else (structlog.processors.format_exc_info, lines)
+            ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
