@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, assert_never
@@ -36,7 +37,7 @@ from forescale.registry.registry import Registry
 _LOOK_S = 0.25  # how often it looks though nobody said that something changed
 _PAUSE_S = 1.0  # after something that the next attempt may find mended
 _BY = "forescale"
-_HOPELESS_ATTEMPTS = 2
+_HOPELESS_LOSSES = 2  # in a row, with no replica of that version getting ready between
 _PHASES = {
     engine.State.WAITING: Phase.STARTING,
     engine.State.LOADING: Phase.STARTING,
@@ -72,6 +73,7 @@ class Pool:
         self._is_refreshing = False
         self._loads: dict[Version, Load] = {}
         self._faults: dict[Version, str] = {}
+        self._losses: Counter[Version] = Counter()
         self._preparing: set[Version] = set()
         self._withdrawals: set[Version] = set()
         self._happenings: asyncio.Queue[Happening] = asyncio.Queue()
@@ -258,6 +260,7 @@ class Pool:
             if (replica.load.model, replica.load.version) == (model, str(number)):
                 self._stop(replica.name)
         self._loads.pop(version, None)
+        self._losses.pop(version, None)
         self._withdrawals.remove(version)
         self._wake.set()
 
@@ -272,14 +275,17 @@ class Pool:
         for event in events:
             match event:
                 case engine.Ready(hello=hello):
+                    self._losses.pop((hello.model, int(hello.version)), None)
                     detail = {"replica": event.replica, "version": hello.version, "load_s": hello.load_s}
                     self._happen("replica_ready", hello.model, detail)
                 case engine.Lost(process=process, replica=replica, cause=cause):
                     self._gateway.lose(process)
-                    self._happen("replica_lost", _model_of(replica), {"replica": replica, "cause": cause})
+                    version = _version_of(replica)
+                    self._losses[version] += 1
+                    self._happen("replica_lost", version[0], {"replica": replica, "cause": cause})
                 case engine.Ended(process=process, replica=replica):
                     self._gateway.lose(process)
-                    self._happen("replica_ended", _model_of(replica), {"replica": replica})
+                    self._happen("replica_ended", _version_of(replica)[0], {"replica": replica})
                 case _:
                     assert_never(event)
 
@@ -308,8 +314,9 @@ class Pool:
         """Why a deployment does not get on, if it does not."""
         if version in self._faults:
             return self._faults[version]
-        lost = [replica for replica in replicas if replica.state is not engine.State.SERVING]
-        return next((replica.cause for replica in lost if replica.attempts >= _HOPELESS_ATTEMPTS), None)
+        if self._losses[version] < _HOPELESS_LOSSES:
+            return None
+        return next((replica.cause for replica in replicas if replica.cause), None)
 
     def _answers(self, spec: DeploymentSpec) -> bool:
         """Whether requests that name no version go to the deployed one."""
@@ -334,9 +341,10 @@ async def _within(timeout_s: float, event: asyncio.Event) -> None:
             await event.wait()
 
 
-def _model_of(replica: str) -> str:
+def _version_of(replica: str) -> Version:
     """A replica is named MODEL.VERSION.NUMBER."""
-    return replica.rsplit(".", 2)[0]
+    model, number, _ = replica.rsplit(".", 2)
+    return model, int(number)
 
 
 def _replica_as_json(replica: engine.Replica) -> dict[str, Any]:

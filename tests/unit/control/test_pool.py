@@ -122,7 +122,7 @@ class PlayedProcesses:
             case Load(model=model, version=version) if model == "broken":
                 self.living[replica] = message
                 self._say(replica, Failed(error="no such operator", failure="load"))
-                self.end(replica)
+                asyncio.get_running_loop().call_soon(self.end, replica)
             case Load(model=model, version=version):
                 self.living[replica] = message
                 ready = Hello(model=model, version=version, replica=replica, signature=DOUBLING, max_rows=8)
