@@ -394,5 +394,5 @@ def _check_outputs(outputs: Outputs, signature: Signature, rows: int) -> None:
     for spec in signature.outputs:
         if spec.name not in outputs:
             raise ValueError(f"output {spec.name} is missing")
-        if len(outputs[spec.name]) != rows:
-            raise ValueError(f"output {spec.name} has {len(outputs[spec.name])} rows, not {rows}")
+        if outputs[spec.name].shape[:1] != (rows,):
+            raise ValueError(f"output {spec.name} has shape {outputs[spec.name].shape} for {rows} rows")

@@ -234,7 +234,13 @@ def test_a_model_that_raises_is_the_models_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    "outputs", [{"z": np.zeros((2, 2), np.float32)}, {"y": np.zeros((3, 2), np.float32)}], ids=str
+    "outputs",
+    [
+        {"z": np.zeros((2, 2), np.float32)},
+        {"y": np.zeros((3, 2), np.float32)},
+        {"y": np.zeros((), np.float32)},
+    ],
+    ids=str,
 )
 def test_outputs_that_belong_to_no_request_are_not_handed_out(outputs: dict) -> None:
     async def test() -> None:
