@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import structlog
 from hypothesis import settings
 
 # No deadline: tests assert no absolute durations. Derandomised: a failure is found again by the same run.
 settings.register_profile("forescale", deadline=None, derandomize=True)
 settings.load_profile("forescale")
+
+
+@pytest.fixture(autouse=True)
+def _own_log() -> Iterator[None]:
+    """A command run in this process sends its log to a stream that ends with its test."""
+    yield
+    structlog.reset_defaults()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
