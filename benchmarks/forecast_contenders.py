@@ -1,13 +1,12 @@
 """What anyone would pick instead: every baseline of the forecasting benchmark.
 
-Axes: T = time, J = target, L = level, B = example, F = feature.
+Axes: T = time, J = target, L = level.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 
 from forescale.forecast.backtest import Contender
 from forescale.forecast.baselines import MovingWindow, SeasonalNaive
+from forescale.forecast.boosting import BoostingModel
 from forescale.forecast.forecaster import Array
 from forescale.forecast.lstm import LstmModel
 from forescale.forecast.members.member import Targets
@@ -26,8 +26,6 @@ from forescale.forecast.statistical import Method, StatisticalModel
 
 HORIZON_STEPS = (1, 5, 15, 60)
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-LAGS = (*range(10), 14, 19, 29, 44, 59)
-HALF_LIVES = (2.0, 5.0, 15.0, 40.0)
 LONGEST_MSTL_SEASON = 500  # one of 1,440 steps takes 4 s a fit
 SHORTEST_WINDOW = 5  # values a window of an autoscaler holds at least
 
@@ -62,7 +60,7 @@ def contenders(quick: bool) -> dict[str, Callable[[Series], Contender | None]]:
         "Prophet": lambda s: _refitted(ProphetModel(step_s=s.step_s, season_steps=s.season_steps)),
         "LSTM, normalised": lambda s: _refitted(LstmModel(season_steps=s.season_steps), _quarter(s)),
         "LSTM as usual": lambda s: _refitted(UsualLstm(), len(s.values_T)),
-        "LightGBM, normalised": lambda s: _refitted(LightGbm(season_steps=s.season_steps), _quarter(s)),
+        "LightGBM, normalised": lambda s: _refitted(BoostingModel(season_steps=s.season_steps), _quarter(s)),
     }
 
 
@@ -132,86 +130,3 @@ class UsualLstmFit:
         with torch.inference_mode():
             points_J = self.head(self.lstm(window[None, :, None])[1][0][0])[0].numpy()
         return self.low + self.span * (points_J[:, None] + self.errors_JL)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LightGbm:
-    """Gradient boosting for each target and level (Ke et al., NeurIPS 2017), pinball loss.
-
-    Everything it sees and says is a distance from the local level in units of the local scale.
-    """
-
-    season_steps: int | None
-    name: str = "LightGBM, normalised"
-
-    @property
-    def history_steps(self) -> int:
-        return 5000 + (self.season_steps or 0)
-
-    def fit(self, values_T: Array, targets: Targets, levels: Sequence[float]) -> LightGbmFit:
-        import lightgbm  # noqa: PLC0415 - an extra
-
-        leads = targets.lead_steps_J
-        begin = max(60, self.season_steps or 0)
-        floor = 0.05 * float(np.abs(np.diff(values_T)).mean()) + 1e-9
-        fit = LightGbmFit(season_steps=self.season_steps, leads=leads, floor=floor, boosters=())
-        features_BF, level_B, scale_B = fit.features(values_T)
-        ends = np.arange(begin, len(values_T) - int(leads.max()))  # the last value known
-        boosters = []
-        for lead in leads.tolist():
-            target_B = (values_T[ends + lead] - level_B[ends]) / scale_B[ends]
-            for level in levels:
-                # Weighed by scale, an example counts in the unit of the series, as in the score.
-                data = lightgbm.Dataset(features_BF[ends], target_B, weight=scale_B[ends])
-                settings = {
-                    "objective": "quantile",
-                    "alpha": level,
-                    "num_leaves": 15,
-                    "learning_rate": 0.07,
-                    "min_data_in_leaf": 20,
-                    "bagging_fraction": 0.8,
-                    "bagging_freq": 1,
-                    "feature_fraction": 0.7,
-                    "num_threads": 1,
-                    "verbosity": -1,
-                    "seed": 0,
-                }
-                boosters.append(lightgbm.train(settings, data, num_boost_round=80))
-        return LightGbmFit(season_steps=self.season_steps, leads=leads, floor=floor, boosters=tuple(boosters))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LightGbmFit:
-    season_steps: int | None
-    leads: np.ndarray
-    floor: float
-    boosters: tuple[Any, ...]
-
-    def quantiles_JL(self, values_T: Array, elapsed: int) -> Array:  # noqa: ARG002 - the protocol's
-        features_BF, level_B, scale_B = self.features(values_T[-max(400, (self.season_steps or 0) + 1) :])
-        found = np.array([booster.predict(features_BF[-1:])[0] for booster in self.boosters])
-        return np.sort(level_B[-1] + scale_B[-1] * found.reshape(len(self.leads), -1), axis=1)
-
-    def features(self, values_T: Array) -> tuple[Array, Array, Array]:
-        """features_BF, level_B and scale_B, an example after each value."""
-        means = [_smoothed(values_T, half_life) for half_life in HALF_LIVES]
-        level_B = means[2]
-        scale_B = _smoothed(np.abs(values_T - level_B), 40.0) + self.floor
-        padded = np.concatenate([np.full(max(LAGS), values_T[0]), values_T])
-        columns = [padded[max(LAGS) - lag : len(padded) - lag] for lag in LAGS] + means
-        if self.season_steps:
-            before = np.concatenate([np.full(self.season_steps, values_T[0]), values_T])
-            ahead = np.minimum(np.arange(len(values_T))[:, None] + self.leads, len(before) - 1)
-            columns += list(before[ahead].T)
-        normal = [(column - level_B) / scale_B for column in columns]
-        quick = _smoothed(np.abs(values_T - means[0]), 5.0)
-        return np.column_stack([*normal, quick / scale_B, np.log(scale_B)]), level_B, scale_B
-
-
-def _smoothed(values_T: Array, half_life: float) -> Array:
-    weight = 1.0 - 0.5 ** (1.0 / half_life)
-    found, level = np.empty_like(values_T), values_T[0]
-    for t, value in enumerate(values_T):
-        level += weight * (value - level)
-        found[t] = level
-    return found

@@ -33,7 +33,8 @@ class Series:
 
 
 def find_series(folder: Path) -> tuple[Series, ...]:
-    """Every demand or utilisation series in a folder; says which files hold none."""
+    """Every demand or utilisation series in a folder, or in its ``traces``; says which files hold none."""
+    folder = folder / "traces" if (folder / "traces").is_dir() else folder
     found: list[Series] = []
     for path in sorted(folder.glob("*.csv")):
         try:

@@ -46,6 +46,10 @@ def test_forecasts_are_finite_ascending_and_bounded(
             assert np.isfinite(quantiles).all()
             assert (np.diff(quantiles, axis=-1) >= 0.0).all()
             assert lower is None or (quantiles >= lower).all()
+        values_NHL = bank.predict()
+        highest_NHL = np.stack([bank.predict_peak(steps * 600.0) for steps in (1, 7)], axis=1)
+        assert (highest_NHL[:, 0] == values_NHL[:, 0]).all()  # the highest of one value
+        assert (highest_NHL[:, 1] >= values_NHL.max(axis=1)).all()
 
 
 @settings(deadline=None, max_examples=15)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from importlib.util import find_spec
 from math import inf
 from pathlib import Path
@@ -16,12 +15,16 @@ from typer.core import TyperCommand
 from forescale.cli import options
 from forescale.cli.console import late_fraction_bar, print_json
 from forescale.cli.output import check_writable
+from forescale.cli.text_file import read_text
 from forescale.core.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from forescale.forecast.series import Combination, Series
+    from forescale.cli.forecast_learning import Slow
+    from forescale.forecast.events import Plan
+    from forescale.forecast.series import Combination
 
 _PICTURES = (".svg", ".png", ".pdf")
+_OTHER_PICTURES = (".jpg", ".jpeg", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".eps", ".ps")
 _BESIDE = "NAME-forecast.svg"
 _COMBINATIONS = ("sum", "mean", "count")
 
@@ -70,6 +73,23 @@ Plot = Annotated[
 Tested = Annotated[
     bool, typer.Option("--backtest", help="Forecast the last half of the file and score it beside others.")
 ]
+Members = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...",
+        help="Slow models to be members too: lightgbm, lstm (fitted at 8 places of the series), ets, arima, "
+        "theta, mstl, prophet (at 100).",
+    ),
+]
+Events = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="EVENTS.csv",
+        help="Planned events, past ones and those to come: columns start, end and name; events of one name "
+        "are of one kind.",
+    ),
+]
+Calendar = Annotated[bool, typer.Option("--calendar", help="Go by the time of day and of the week, too.")]
 
 
 class OptionalPlotFile(TyperCommand):
@@ -78,7 +98,7 @@ class OptionalPlotFile(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if "--plot" in args:
             following = args.index("--plot") + 1
-            if not "".join(args[following : following + 1]).lower().endswith(_PICTURES):
+            if not "".join(args[following : following + 1]).lower().endswith(_PICTURES + _OTHER_PICTURES):
                 args = [*args[:following], _BESIDE, *args[following:]]
         return super().parse_args(ctx, args)
 
@@ -90,6 +110,9 @@ def forecast(  # noqa: PLR0913, PLR0917 - typer takes the options from the signa
     column: Column = None,
     season_s: SeasonS = None,
     combine: Combine = None,
+    members: Members = None,
+    events: Events = None,
+    calendar: Calendar = False,
     plot: Plot = None,
     backtest: Tested = False,
     json: options.Json = False,
@@ -100,19 +123,29 @@ def forecast(  # noqa: PLR0913, PLR0917 - typer takes the options from the signa
             raise InvalidInput(f"--{name}-s is {value:g}; give seconds above 0")
     picture = _picture(plot, file) if plot is not None else None
     from forescale.cli import forecast_view
-    from forescale.cli.forecast_learning import learn
+    from forescale.cli.forecast_learning import Wanted, learn
+    from forescale.forecast.series import read_series
 
     combination = _combination(combine)
-    with late_fraction_bar("forecast:") as progress:
-        series = _read(file, step_s, column, combination, progress)
-        found, tested = learn(
-            series,
+    plan = _plan(events) if events is not None else None
+    with ExitStack() as stack:
+        slow = _slow(members, stack) if members is not None else None
+        progress = stack.enter_context(late_fraction_bar("forecast:"))
+        series = read_text(
+            file,
+            lambda lines: read_series(lines, step_s=step_s, column=column, combination=combination),
+            lambda fraction: progress("reading", fraction),
+        )
+        wanted = Wanted(
             horizon_s=horizon_s,
             season_s=season_s,
             fan=picture is not None,
             backtest=backtest,
-            progress=progress,
+            plan=plan,
+            calendar=calendar,
+            slow=slow,
         )
+        found, tested = learn(series, wanted, progress)
     if picture is not None:
         from forescale.cli.forecast_plot import write_fan_chart
 
@@ -132,6 +165,23 @@ def _combination(combine: str | None) -> Combination | None:
     raise InvalidInput(f"--combine is {', '.join(_COMBINATIONS[:-1])} or {_COMBINATIONS[-1]}, not {combine}")
 
 
+def _plan(events: Path) -> Plan:
+    from forescale.forecast.events import read_plan
+
+    return read_text(events, read_plan)
+
+
+def _slow(members: str, stack: ExitStack) -> Slow:
+    """Processes for their fits begin at once, so that they are there when they are needed."""
+    from forescale.cli.forecast_learning import Slow
+    from forescale.cli.forecast_members import read_names
+    from forescale.forecast.background import background_processes
+
+    names = read_names(members)
+    processes = min(len(names), len(os.sched_getaffinity(0)))
+    return Slow(names=names, executor=stack.enter_context(background_processes(processes)))
+
+
 def _picture(plot: str, file: Path) -> Path:
     """Where the picture goes; asked before the work that would be lost."""
     path = Path(f"{file.stem}-forecast.svg" if plot == _BESIDE else plot)
@@ -141,41 +191,3 @@ def _picture(plot: str, file: Path) -> Path:
         raise InvalidInput("--plot needs matplotlib: pip install 'forescale[report]'")
     check_writable(path)
     return path
-
-
-# --- reading ------------------------------------------------------------------------------------------------
-
-
-def _read(
-    path: Path,
-    step_s: float | None,
-    column: str | None,
-    combination: Combination | None,
-    progress: Callable[[str, float], None],
-) -> Series:
-    from forescale.forecast.series import read_series
-
-    if path.is_dir():
-        raise InvalidInput(f"cannot read {path}: it is a folder")
-    try:
-        with path.open("rb") as file:
-            if b"\0" in file.peek(8192):
-                raise InvalidInput("it is not text, but binary")
-            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            lines = _told(text, os.fstat(file.fileno()).st_size, progress)
-            return read_series(lines, step_s=step_s, column=column, combination=combination)
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"cannot read {path}: it is not text in UTF-8") from error
-    except OSError as error:
-        raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
-    except InvalidInput as error:
-        raise InvalidInput(f"{path}: {error}") from error
-
-
-def _told(lines: Iterator[str], size_bytes: int, progress: Callable[[str, float], None]) -> Iterator[str]:
-    done = 0
-    for number, line in enumerate(lines):
-        done += len(line)
-        if number % 4096 == 0:
-            progress("reading", min(1.0, done / max(size_bytes, 1)))
-        yield line

@@ -6,24 +6,25 @@ Axes: H = horizon, L = level, M = member, O = origin, C = contender.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
 
+from forescale.cli.forecast_facts import known_facts
+from forescale.cli.forecast_members import slow_members
 from forescale.core.clock import SystemClock
 from forescale.core.errors import InvalidInput
 from forescale.forecast.backtest import Backtest, Contender, run_backtest, spread_origins
 from forescale.forecast.baselines import MovingWindow, SeasonalNaive
-from forescale.forecast.changes import AnomalyFlags
 from forescale.forecast.ensemble import EnsembleForecaster
+from forescale.forecast.events import Plan, PlannedEvent
 from forescale.forecast.forecaster import Array, Covariates
+from forescale.forecast.members.refitted import SlowMembers
 from forescale.forecast.series import Series
 
 LEVELS = (0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
-_LOW, _MIDDLE, _HIGH = 0, 2, 4  # of them, around the middle
-_FARTHEST = 1e6
-_UNUSED = 16  # first values, of which nothing can be expected yet
 _HORIZON_STEPS = (1, 5, 15, 60)
 _DAY_S = 86400.0
 _ORIGINS = 200
@@ -49,8 +50,10 @@ class Forecast:
         peaks_HL: of the highest value until then.
         fan_steps: horizons that a picture is drawn through; all that were asked for are among them.
         fan_quantiles_HL, fan_peaks_HL: the same quantiles there.
+        slow: those of the members that were fitted now and then.
         weights_MH: of each member at each horizon, mean over levels; adds up to 1 over members.
         anomalies: steps of the series whose values do not belong.
+        events: that were planned.
         notes: what was done to the series, and what was assumed, a sentence each.
     """
 
@@ -64,8 +67,10 @@ class Forecast:
     fan_quantiles_HL: Array
     fan_peaks_HL: Array
     members: tuple[str, ...]
+    slow: tuple[str, ...]
     weights_MH: Array
     anomalies: tuple[int, ...]
+    events: tuple[PlannedEvent, ...]
     notes: tuple[str, ...]
 
 
@@ -89,47 +94,73 @@ class Comparison:
     coverage_CHL: Array
 
 
-def learn(
-    series: Series,
-    *,
-    horizon_s: Sequence[float] | None,
-    season_s: float | None,
-    fan: bool,
-    backtest: bool,
-    progress: Progress,
-) -> tuple[Forecast, Comparison | None]:
-    """Gives a forecaster the whole series.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slow:
+    """Slow models that are members too, by name, and who fits them."""
 
-    Args:
+    names: tuple[str, ...]
+    executor: Executor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is asked of a series.
+
+    Attributes:
         horizon_s: None for 1, 5, 15 and 60 steps, or those of them that the series is long enough for.
         season_s: None for a day, if the series holds two.
         fan: whether a picture will be drawn, which looks at more horizons.
         backtest: whether to compare, too.
+        plan: events to go by.
+        calendar: whether to go by the time of day and week.
+    """
+
+    horizon_s: Sequence[float] | None = None
+    season_s: float | None = None
+    fan: bool = False
+    backtest: bool = False
+    plan: Plan | None = None
+    calendar: bool = False
+    slow: Slow | None = None
+
+
+def learn(series: Series, wanted: Wanted, progress: Progress) -> tuple[Forecast, Comparison | None]:
+    """Gives a forecaster the whole series.
 
     Raises:
-        InvalidInput: the series is too short for that.
+        InvalidInput: the series is too short for that, or has no dates for what is known by date.
     """
     series = _recent(series)
-    horizon_steps, said = _horizons(series, horizon_s)
-    season_steps, said_of_season = _season(series, season_s)
-    fan_steps = _fan(horizon_steps) if fan else tuple(sorted({1, *horizon_steps}))
+    length = len(series.values_T)
+    horizon_steps, said = _horizons(series, wanted.horizon_s)
+    season_steps, said_of_season = _season(series, wanted.season_s)
+    fan_steps = _fan(horizon_steps) if wanted.fan else tuple(sorted({1, *horizon_steps}))
     asked_H = [fan_steps.index(steps) for steps in horizon_steps]
-    pupil = _Pupil(
-        EnsembleForecaster(series.step_s, fan_steps, LEVELS, season_steps, lower=series.lower), asked_H
+    facts = known_facts(series, fan_steps[-1], plan=wanted.plan, calendar=wanted.calendar)
+    slow = _slow(wanted.slow, series, season_steps)
+    forecaster = EnsembleForecaster(
+        series.step_s,
+        fan_steps,
+        LEVELS,
+        season_steps,
+        lower=series.lower,
+        covariates=facts.names,
+        slow=slow,
     )
+    pupil = _Pupil(forecaster, asked_H, facts.of_steps, fan_steps[-1])
     seen = 0
     comparison = None
-    length = len(series.values_T)
-    if backtest:
+    if wanted.backtest:
         origins = spread_origins(length, horizon_steps, _ORIGINS)
         comparison = _compared(pupil, series, horizon_steps, season_steps, origins, progress)
         seen = origins[-1] + 1
     for t in range(seen, length):
         pupil.update(float(series.values_T[t]))
         progress("learning", (t + 1) / length)
-    forecaster = pupil.forecaster
-    fan_quantiles_HL = forecaster.predict()
-    fan_peaks_HL = np.stack([forecaster.predict_peak(steps * series.step_s, LEVELS) for steps in fan_steps])
+    fan_quantiles_HL = forecaster.predict(pupil.upcoming)
+    fan_peaks_HL = np.stack(
+        [forecaster.predict_peak(steps * series.step_s, LEVELS, pupil.upcoming) for steps in fan_steps]
+    )
     found = Forecast(
         series=series,
         horizon_steps=horizon_steps,
@@ -141,43 +172,62 @@ def learn(
         fan_quantiles_HL=fan_quantiles_HL,
         fan_peaks_HL=fan_peaks_HL,
         members=tuple(forecaster.member_names),
+        slow=tuple(model.name for group in slow for model in group.models),
         weights_MH=forecaster.weights().mean(axis=-1)[:, asked_H],
         anomalies=tuple(pupil.anomalies),
-        notes=(*series.notes, *said, *said_of_season),
+        events=wanted.plan.events if wanted.plan else (),
+        notes=(*series.notes, *said, *said_of_season, *facts.notes),
     )
     return found, comparison
+
+
+def _slow(slow: Slow | None, series: Series, season_steps: int | None) -> tuple[SlowMembers, ...]:
+    if slow is None:
+        return ()
+    return slow_members(
+        slow.names,
+        slow.executor,
+        step_s=series.step_s,
+        season_steps=season_steps,
+        length=len(series.values_T),
+    )
 
 
 class _Pupil:
     """Learns, and keeps which values were anomalies and what each member forecast when asked.
 
     Args:
-        forecaster: its first horizon is one step.
         asked_H: which of the forecaster's horizons are asked for.
+        facts: about each step of the series and those after it; empty where nothing is known.
+        ahead: steps that are forecast.
     """
 
-    def __init__(self, forecaster: EnsembleForecaster, asked_H: list[int]) -> None:
+    def __init__(
+        self, forecaster: EnsembleForecaster, asked_H: list[int], facts: Sequence[Covariates], ahead: int
+    ) -> None:
         self.forecaster = forecaster
         self._asked_H = asked_H
+        self._facts = facts
+        self._ahead = ahead
         self.anomalies: list[int] = []
         self.members_OMHL: list[Array] = []
-        self._flags = AnomalyFlags(1)
         self._step = 0
 
-    def update(self, value: float, covariates: Covariates | None = None) -> None:
-        expected_L = self.forecaster.predict()[0]
-        middle = expected_L[_MIDDLE]
-        # In units of what was thought possible: a day of many requests strays more than a night of few.
-        usual = max(expected_L[_HIGH] - expected_L[_LOW], 1e-3 * abs(middle), 1e-9)
-        strayed = np.clip((value - middle) / usual, -_FARTHEST, _FARTHEST)
-        if self._flags.update(np.array([strayed if self._step >= _UNUSED else np.nan]))[0]:
+    @property
+    def upcoming(self) -> Sequence[Covariates] | None:
+        """Facts about the steps to come."""
+        return self._facts[self._step : self._step + self._ahead] if self._facts else None
+
+    def update(self, value: float, covariates: Covariates | None = None) -> None:  # noqa: ARG002 - it knows
+        self.forecaster.predict(self.upcoming)  # members are judged by what they say knowing the facts
+        self.forecaster.update(value, self._facts[self._step] if self._facts else None)
+        if self.forecaster.anomaly():
             self.anomalies.append(self._step)
-        self.forecaster.update(value, covariates)
         self._step += 1
 
-    def predict(self, covariates: Covariates | None = None) -> Array:
-        quantiles_HL = self.forecaster.predict(covariates)
-        self.members_OMHL.append(self.forecaster.member_quantiles()[:, self._asked_H])
+    def predict(self, covariates: Covariates | None = None) -> Array:  # noqa: ARG002 - it knows
+        quantiles_HL = self.forecaster.predict(self.upcoming)
+        self.members_OMHL.append(self.forecaster.member_quantiles(self.upcoming)[:, self._asked_H])
         return quantiles_HL[self._asked_H]
 
 

@@ -11,41 +11,23 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.dates import AutoDateLocator, ConciseDateFormatter
+from matplotlib.dates import AutoDateLocator, ConciseDateFormatter, date2num
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from forescale.cli.forecast_view import duration
+from forescale.cli.plot_style import plot_style
 from forescale.core.errors import InvalidInput
 
 if TYPE_CHECKING:
     from forescale.cli.forecast_learning import Forecast
+    from forescale.forecast.events import PlannedEvent
     from forescale.forecast.series import Series
 
-_INK, _MUTED, _LINE, _FAN, _PEAK = "#1c2024", "#5d646d", "#e4e6e8", "#1f6fd1", "#c2570c"
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
+_INK, _MUTED, _LINE, _FAN, _PEAK, _EVENT = "#1c2024", "#5d646d", "#e4e6e8", "#1f6fd1", "#c2570c", "#f3efe2"
+_STYLE: dict[Any, Any] = plot_style(ink=_INK, muted=_MUTED, line=_LINE) | {
     "svg.hashsalt": "forecast",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _MUTED,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 12,
-    "axes.titleweight": "bold",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.8,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "savefig.facecolor": "white",
 }
 _PAST = 3
 """Times as much is shown of the past as of what is to come, and at least ``_LEAST`` steps."""
@@ -84,6 +66,7 @@ def draw_fan(found: Forecast) -> Figure:
     odd = [step for step in found.anomalies if step >= length - shown]
     if odd:
         axes.plot(place.of(odd), series.values_T[odd], "o", color=_PEAK, markersize=5, fillstyle="none")
+    _shade_events(axes, place.of([length - shown, length - 1 + ahead]), found.events)
     _draw_bands(axes, place, found)
     axes.axvline(place.of([length - 1])[0], color=_MUTED, linewidth=0.8, linestyle=(0, (3, 3)))
     _label(axes, place.of([length - 1 + ahead])[0], found)
@@ -120,6 +103,24 @@ class _Axis:
         axes.xaxis.set_major_formatter(ConciseDateFormatter(locator))
         if self._series.zoned:
             axes.set_xlabel("UTC")
+
+
+def _shade_events(axes: Axes, ends: Any, events: Sequence[PlannedEvent]) -> None:
+    """A band for each, as far as it is shown, with its name at the top; only dated series have events."""
+    for event in events:
+        begin, end = (datetime.fromtimestamp(at_s, UTC) for at_s in (event.start_s, event.end_s))
+        if begin < ends[1] and ends[0] < end:
+            begin, end = max(begin, ends[0]), min(end, ends[1])
+            axes.axvspan(*date2num([begin, end]).tolist(), color=_EVENT, linewidth=0, zorder=0)
+            axes.annotate(
+                event.name,
+                (begin + (end - begin) / 2, 1.0),
+                xycoords=("data", "axes fraction"),
+                ha="center",
+                va="bottom",
+                color=_MUTED,
+                fontsize=8,
+            )
 
 
 def _draw_bands(axes: Axes, place: _Axis, found: Forecast) -> None:

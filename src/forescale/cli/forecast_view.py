@@ -173,11 +173,12 @@ def _advice(found: Forecast, style: str) -> str:
 
 def _weights(found: Forecast) -> Any:
     shown = table("Whom the forecast trusts", "member", *(f">{words}" for words in horizons(found)))
-    order = np.argsort(-found.weights_MH.mean(axis=1), kind="stable")
-    for member in order[:_SHOWN_MEMBERS]:
+    order = np.argsort(-found.weights_MH.mean(axis=1), kind="stable").tolist()
+    named = [m for place, m in enumerate(order) if place < _SHOWN_MEMBERS or found.members[m] in found.slow]
+    for member in named:
         shown.add_row(found.members[member], *map(percent, found.weights_MH[member]))
-    others = order[_SHOWN_MEMBERS:]
-    if len(others):
+    others = [member for member in order if member not in named]
+    if others:
         shown.add_row(f"{len(others)} others", *map(percent, found.weights_MH[others].sum(axis=0)))
     return shown
 
@@ -200,7 +201,8 @@ def _show_backtest(out: Console, found: Forecast, tested: Comparison) -> None:
     loss = table(
         "Backtest: quantile loss, seasonal naive = 1", "", *(f">{horizon}" for horizon in words), ">mean"
     )
-    shown = [c for c, name in enumerate(tested.names) if c <= _SHOWN_MEMBERS or name not in found.members]
+    quick = set(found.members) - set(found.slow)
+    shown = [c for c, name in enumerate(tested.names) if c <= _SHOWN_MEMBERS or name not in quick]
     for c in shown:
         relative_H = tested.relative_CH[c]
         loss.add_row(tested.names[c], *map(_ratio, relative_H), _ratio(_mean(relative_H)))

@@ -79,6 +79,7 @@ app.command(
         "forescale forecast requests.csv --step-s 60 --horizon-s 300 --horizon-s 3600 --plot fan.svg",
         "forescale forecast cpu.csv --column cpu_percent --season-s 86400 --backtest",
         "forescale forecast access_log.csv --step-s 10 --combine count --json",
+        "forescale forecast requests.csv --events campaigns.csv --members lightgbm,lstm --backtest",
     ),
 )(forecast)
 app.command(epilog=examples("forescale demo", "forescale demo --out demo-output --steps 60"))(demo)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from forescale.control.log import Record
     from forescale.control.policy import Policy
     from forescale.control.replay import Difference, ReplayReport
-    from forescale.control.utilisation import UseForecast
+    from forescale.control.state import UseForecast
     from forescale.engine.messages import Command
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, or its log.jsonl.")]
@@ -161,15 +161,15 @@ def _show(reports: Sequence[ReplayReport], changed: Sequence[str]) -> None:
 
 def _show_expected(expected: Mapping[str, UseForecast]) -> None:
     from forescale.control.utilisation import spell_quantiles
+    from forescale.plan.wording import spell_time
 
-    shown = table("Expected use", "device", ">busy", ">memory")
+    shown = table("Expected use", "device", ">busy", ">for", ">memory")
     for device, use in expected.items():
         memory = spell_quantiles(use.memory_L) if use.memory_L else "not measured"
-        shown.add_row(device, spell_quantiles(use.busy_L), memory)
+        middle_s, high_s = map(spell_time, use.busy_s_L)
+        shown.add_row(device, spell_quantiles(use.busy_L), f"{middle_s} (up to {high_s})", memory)
     console().print(shown)
-    console().print(
-        "Shares of time and memory that the step after the last will use; up to: in 95 of 100 steps.\n"
-    )
+    console().print("What the step after the last will use of time and memory; up to: in 95 of 100 steps.\n")
 
 
 def _sentence(difference: Difference) -> str:

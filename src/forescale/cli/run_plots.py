@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from forescale.cli.plot_style import plot_style
+
 if TYPE_CHECKING:
     from forescale.cli.comparison import Phase
     from forescale.control.report import TrainingReport
@@ -32,31 +34,7 @@ _VARIABLES = {
 }
 _INK, _MUTED, _LINE, _BAND, _CARD, *_SERIES = _VARIABLES
 _STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.family": "sans-serif",
-    "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _LINE,
-    "axes.labelcolor": _MUTED,
-    "axes.titlecolor": _INK,
-    "axes.titlesize": 10.5,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    "grid.linewidth": 0.6,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "lines.linewidth": 1.6,
-    "legend.frameon": False,
-    "legend.labelcolor": _INK,
-}
+_STYLE: dict[Any, Any] = plot_style(ink=_INK, muted=_MUTED, line=_LINE) | {"lines.linewidth": 1.6}
 _WIDTH_INCHES = 7.2
 _ROW_INCHES = 2.5
 

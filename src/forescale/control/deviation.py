@@ -2,11 +2,11 @@
 
 Each step gives one log ratio per device: observed over profiled compute seconds, for that plan and that
 batch. Deviations from the log ratio planned with are measured in half widths of the device's own band
-(the 5% and 95% quantiles of its forecaster), clipped, and summed up less an allowance: a two-sided CUSUM
-(Page, "Continuous inspection schemes", Biometrika, 1954) that neither a single outlier nor noise inside
-the band can push over its threshold. What then stands is the median of the last log ratios since the sum was
-nil. A plan for it is taken once it would already have got ahead of the plan in force by some steps: other
-programs on the same host slow a core down for some seconds all the time.
+(the 5% and 95% quantiles forecast from the ordinary ones so far), clipped, and summed up less an allowance: a
+two-sided CUSUM (Page, "Continuous inspection schemes", Biometrika, 1954) that neither a single outlier nor
+noise inside the band can push over its threshold. What then stands is the median of the last log ratios
+since the sum was nil. A plan for it is taken once it would already have got ahead of the plan in force by
+some steps: other programs on the same host slow a core down for some seconds all the time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from forescale.control.choice import Choice, asked_gain, fits, moved, weigh
 from forescale.control.planner import Planner
 from forescale.control.policy import Policy
 from forescale.control.state import ControlConfig, ControlState, Decision, DeviceWatch, Trigger, Waiting
-from forescale.control.utilisation import with_expected_use
+from forescale.control.utilisation import observe, with_expected_use
 from forescale.engine.messages import Binding, Command, Repartition, StepFinished
-from forescale.forecast.forecaster import Forecaster
-from forescale.forecast.level import LevelForecaster
 from forescale.plan.partition_plan import PartitionPlan
 from forescale.plan.wording import spell_count
 
@@ -42,33 +40,50 @@ class _Asked:
     patience_steps: float
 
 
-def watch(state: ControlState, event: StepFinished, config: ControlConfig) -> ControlState:
-    """Compare one step's reports with what its plan and batch were profiled to take."""
-    assert state.plan is not None
-    profiled_s = _profiled_s(state.plan, event.binding, config.planner)
+def compared(plan: PartitionPlan, event: StepFinished, planner: Planner) -> Mapping[str, float] | None:
+    """Log ratios by device; None if these are reports of a step of the plan before, which say nothing."""
+    demand = planner.demand(plan, event.binding)
     observed_s: dict[str, float] = {}
     for report in event.stages:
         if (time_s := report.forward_s + report.backward_s) > 0.0:  # idle devices report, too
             observed_s[report.device] = observed_s.get(report.device, 0.0) + time_s
-    if observed_s.keys() != profiled_s.keys():
-        return state  # a step of the plan before: its reports say nothing about this one
-    watches = {
-        device: replace(known, idle_steps=known.idle_steps + 1, present_steps=0)
-        for device, known in state.watches.items()
+    if observed_s.keys() != demand.keys():
+        return None
+    return {
+        device: log(time_s / demand[device].compute_s)
+        for device, time_s in observed_s.items()
+        if demand[device].compute_s > 0.0
     }
-    for device, time_s in observed_s.items():
-        if profiled_s[device] > 0.0:
-            known = state.watches.get(device) or _unknown(config.policy)
-            watches[device] = _observed(known, log(time_s / profiled_s[device]), config.policy)
-    return replace(state, watches=watches)
 
 
-def _profiled_s(plan: PartitionPlan, binding: Binding, planner: Planner) -> dict[str, float]:
-    """Compute seconds of a step on each device."""
-    profiled_s: dict[str, float] = {}
-    for stage, time_s in zip(plan.stages, planner.compute_s(plan, binding, {}), strict=True):
-        profiled_s[stage.device] = profiled_s.get(stage.device, 0.0) + time_s
-    return profiled_s
+def watch(state: ControlState, event: StepFinished, config: ControlConfig) -> ControlState:
+    """Compare one step's reports with what its plan and batch were profiled to take; forecast the next."""
+    assert state.plan is not None
+    policy = config.policy
+    log_ratios = compared(state.plan, event, config.planner)
+    if log_ratios is None:
+        return state
+    known = {**dict.fromkeys(log_ratios, _unknown(policy)), **state.watches}
+    watches = {
+        device: _observed(one, log_ratios[device], policy)
+        if device in log_ratios
+        else replace(one, idle_steps=one.idle_steps + 1, present_steps=0)
+        for device, one in known.items()
+    }
+    # Evidence is not learned from: what is being judged must not widen the band.
+    ordinary = {
+        device: log_ratio - watches[device].reference
+        for device, log_ratio in log_ratios.items()
+        if max(watches[device].above, watches[device].below) < policy.clip - policy.allowance
+    }
+    state, forecasts = observe(replace(state, watches=watches), event, ordinary, config.planner)
+    return replace(
+        state,
+        watches={
+            device: _expecting(one, forecasts[device], policy) if device in ordinary else one
+            for device, one in watches.items()
+        },
+    )
 
 
 def react(state: ControlState, config: ControlConfig) -> tuple[ControlState, tuple[Command, ...]]:
@@ -169,33 +184,32 @@ def _unknown(policy: Policy) -> DeviceWatch:
 
 
 def _observed(known: DeviceWatch, log_ratio: float, policy: Policy) -> DeviceWatch:
-    forecaster: Forecaster = LevelForecaster(step_s=1.0, horizon_steps=(1,), levels=(0.05, 0.5, 0.95))
-    if known.forecast is not None:
-        forecaster.restore(known.forecast)
-    forecaster.update(log_ratio)
-    low, level, high = (float(quantile) for quantile in forecaster.predict()[0])
-    observations = known.observations + 1
     deviation = log_ratio - known.reference
     above = _summed(known.above, deviation / known.band_above, policy)
     below = _summed(known.below, -deviation / known.band_below, policy)
-    band_above, band_below = known.band_above, known.band_below
-    # While evidence builds up, the band stays as it was: what is being judged must not widen it.
-    if observations >= policy.calibration_steps and max(above, below) < policy.clip - policy.allowance:
-        band_above, band_below = max(policy.min_band, high - level), max(policy.min_band, level - low)
-    return DeviceWatch(
-        forecast=forecaster.state(),
-        level=level,
-        observations=observations,
+    return replace(
+        known,
+        observations=known.observations + 1,
         recent=(*known.recent, log_ratio)[-_RECENT:],
-        reference=known.reference,
-        band_above=band_above,
-        band_below=band_below,
         above=above,
         below=below,
         above_steps=known.above_steps + 1 if above else 0,
         below_steps=known.below_steps + 1 if below else 0,
         present_steps=known.present_steps + 1,
+        idle_steps=0,
         revisits=known.revisits if known.present_steps < policy.calm_steps else 0,
+    )
+
+
+def _expecting(known: DeviceWatch, deviation_L: Sequence[float], policy: Policy) -> DeviceWatch:
+    """The device with its level and band as forecast."""
+    low, middle, high = deviation_L
+    level, calibrated = known.reference + middle, known.observations >= policy.calibration_steps
+    return replace(
+        known,
+        level=level,
+        band_above=max(policy.min_band, high) if calibrated else known.band_above,
+        band_below=max(policy.min_band, -low) if calibrated else known.band_below,
     )
 
 
@@ -228,7 +242,10 @@ def _missed_steps(
     device, which sets the pace, from there to the step's own log ratios.
     """
     binding = state.recent[-1]
-    profiled = [_profiled_s(plan, binding, planner) for plan in (choice.before, choice.plan)]
+    profiled = [
+        {device: demand.compute_s for device, demand in planner.demand(plan, binding).items()}
+        for plan in (choice.before, choice.plan)
+    ]
     usual = [_busiest_s(profiled_s, estimates) for profiled_s in profiled]
     seen = [state.watches[device] for device in profiled[0]]
     most = ahead = 0.0

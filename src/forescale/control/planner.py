@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
@@ -20,6 +21,23 @@ Speeds = Mapping[str, float]
 
 _Items = tuple[tuple[str, float], ...]
 _Split = tuple[tuple[Stage, ...], int, Schedule]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceDemand:
+    """What a step is predicted to ask of a device that runs as profiled, over all of its stages.
+
+    Attributes:
+        compute_s: seconds in which it computes forwards and backwards.
+        busy_s: the same with the optimizer's.
+        busy_fraction: ``busy_s`` of the step's seconds.
+        memory_bytes: at the peak.
+    """
+
+    compute_s: float
+    busy_s: float
+    busy_fraction: float
+    memory_bytes: int
 
 
 class CostModel(Protocol):
@@ -48,6 +66,8 @@ class Planner:
         self._max_chunks = max_chunks
         self._problem = lru_cache(maxsize=64)(self._new_problem)
         self._predicted = lru_cache(maxsize=8192)(self._new_prediction)
+        self._demanded = lru_cache(maxsize=8192)(self._new_demand)
+        self._short = lru_cache(maxsize=8192)(self._new_short)
         self._planned = lru_cache(maxsize=256)(self._new_plan)
         self._moved = lru_cache(maxsize=256)(self._new_move)
 
@@ -72,13 +92,13 @@ class Planner:
             )
         )
 
+    def demand(self, plan: PartitionPlan, binding: Binding) -> Mapping[str, DeviceDemand]:
+        """What a step asks of each device that the plan uses; shared, not to be changed."""
+        return self._demanded(_split(plan), _items(binding))
+
     def short_bytes(self, plan: PartitionPlan, binding: Binding) -> Mapping[str, int]:
         """Bytes by which a batch would exceed the memory of each device; devices with enough are left out."""
-        cluster = self.cluster(binding)
-        short = {stage.device: -cluster.device(stage.device).memory_bytes for stage in plan.stages}
-        for stage, predicted in zip(plan.stages, self.prediction(plan, binding, {}).stages, strict=True):
-            short[stage.device] += predicted.memory_bytes
-        return {device: size_bytes for device, size_bytes in short.items() if size_bytes > 0}
+        return self._short(_split(plan), _items(binding))
 
     def best(self, binding: Binding, speeds: Speeds) -> PartitionPlan:
         """The plan for batches of one shape.
@@ -107,6 +127,36 @@ class Planner:
         stages, wanted, schedule = split
         microbatches = max((count for count in problem.costs if count <= wanted), default=min(problem.costs))
         return predict(problem, stages, microbatches, schedule), microbatches
+
+    def _new_demand(self, split: _Split, binding: _Items) -> Mapping[str, DeviceDemand]:
+        prediction, microbatches = self._predicted(split, binding, ())
+        totals: dict[str, tuple[float, float, int]] = {}
+        runs_S = Layout.of(split[0], microbatches).runs_S
+        for stage, runs, predicted in zip(split[0], runs_S, prediction.stages, strict=True):
+            compute_s, busy_s, size_bytes = totals.get(stage.device, (0.0, 0.0, 0))
+            stage_s = len(runs) * (predicted.forward_s + predicted.backward_s)
+            totals[stage.device] = (
+                compute_s + stage_s,
+                busy_s + stage_s + predicted.optimizer_s,
+                size_bytes + predicted.memory_bytes,
+            )
+        return {
+            device: DeviceDemand(
+                compute_s=compute_s,
+                busy_s=busy_s,
+                busy_fraction=busy_s / prediction.step_s,
+                memory_bytes=size_bytes,
+            )
+            for device, (compute_s, busy_s, size_bytes) in totals.items()
+        }
+
+    def _new_short(self, split: _Split, binding: _Items) -> Mapping[str, int]:
+        cluster = self._problem(binding, ()).cluster
+        over_bytes = {
+            device: asked.memory_bytes - cluster.device(device).memory_bytes
+            for device, asked in self._demanded(split, binding).items()
+        }
+        return {device: size_bytes for device, size_bytes in over_bytes.items() if size_bytes > 0}
 
     def _new_plan(self, binding: _Items, speeds: _Items) -> PartitionPlan | InfeasiblePlan:
         try:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from forescale.control.log import Header, Record
 from forescale.control.planner import Planner
 from forescale.control.policy import Policy
-from forescale.control.state import ControlConfig, ControlState, Decision
+from forescale.control.state import ControlConfig, ControlState, Decision, UseForecast
 from forescale.control.training import step
-from forescale.control.utilisation import UseForecast, expected_use
 from forescale.core.errors import InvalidInput
 from forescale.engine.messages import Command, Repartition, Stop
 
@@ -104,7 +103,7 @@ def replay(records: Iterable[Record], planner: Planner, policy: Policy | None = 
         commands=tuple(commands),
         decisions=tuple(decisions),
         differences=tuple(differences),
-        expected_use=expected_use(state),
+        expected_use=state.use,
     )
 
 

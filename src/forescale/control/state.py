@@ -9,7 +9,7 @@ from enum import StrEnum
 from forescale.control.planner import Planner
 from forescale.control.policy import Policy
 from forescale.engine.messages import Binding, Repartition
-from forescale.forecast.forecaster import ForecasterState
+from forescale.forecast.bank import ForecasterBank
 from forescale.plan.partition_plan import PartitionPlan
 
 
@@ -43,8 +43,7 @@ class DeviceWatch:
     """A device's log ratios: observed over profiled compute seconds of a step, 0 = as profiled.
 
     Attributes:
-        forecast: the forecaster of the log ratio.
-        level: its median.
+        level: median of the next one, as forecast.
         observations: how many log ratios were taken.
         recent: the last of them, newest last.
         reference: the log ratio that plans are made with.
@@ -55,7 +54,6 @@ class DeviceWatch:
         revisits: how many times an idle device was tried again without staying for long.
     """
 
-    forecast: ForecasterState | None = None
     level: float = 0.0
     observations: int = 0
     recent: tuple[float, ...] = ()
@@ -85,16 +83,18 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceUse:
-    """Forecasters of the fractions of a device that steps use under the plan in force.
+class UseForecast:
+    """What the next step is expected to use of a device: the median, and what 95 of 100 steps stay below.
 
     Attributes:
-        busy: of the step's time.
-        memory: of the capacity; None until it was measured.
+        busy_L: time in which it computes, as a fraction of the step's.
+        busy_s_L: the same in seconds.
+        memory_L: peak of tensor memory, as a fraction of its capacity; None where that is not measured.
     """
 
-    busy: ForecasterState | None = None
-    memory: ForecasterState | None = None
+    busy_L: tuple[float, float]
+    busy_s_L: tuple[float, float]
+    memory_L: tuple[float, float] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,9 @@ class ControlState:
         pending: the last command to repartition, until it is carried out.
         unsettled_steps: steps that are still not to be judged.
         watches: by device.
-        use: by device.
+        forecaster: of what the devices are used for, see :mod:`forescale.control.utilisation`; never changed,
+            but replaced by one that has learned more. What it says is in ``watches`` and ``use``.
+        use: by device, as expected of the next step; empty until a step under the plan was judged.
         speeds: estimated speeds by device; empty while all run as profiled.
         candidates: plans considered at these speeds, by class of batch; None where none fits.
         move_overhead_s: what a repartition is taken to cost beside sending; None until one was seen.
@@ -131,7 +133,8 @@ class ControlState:
     pending: Repartition | None = None
     unsettled_steps: int = 0
     watches: Mapping[str, DeviceWatch] = field(default_factory=dict)
-    use: Mapping[str, DeviceUse] = field(default_factory=dict)
+    forecaster: ForecasterBank | None = field(default=None, compare=False, repr=False)
+    use: Mapping[str, UseForecast] = field(default_factory=dict)
     speeds: Mapping[str, float] = field(default_factory=dict)
     candidates: Mapping[int, PartitionPlan | None] = field(default_factory=dict)
     move_overhead_s: float | None = None

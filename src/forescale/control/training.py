@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import assert_never
 
-from forescale.control import ahead, deviation, utilisation
+from forescale.control import ahead, deviation
 from forescale.control.choice import alike
 from forescale.control.state import ControlConfig, ControlState, Decision, Trigger
 from forescale.engine.messages import (
@@ -93,7 +93,6 @@ def _step_finished(
         return state, ()
     if state.unsettled_steps:
         return replace(state, unsettled_steps=state.unsettled_steps - 1), ()
-    state = utilisation.observe(state, event, config.planner.cluster(event.binding))
     state = deviation.watch(state, event, config)
     return deviation.react(state, config) if config.policy.adapt else (state, ())
 

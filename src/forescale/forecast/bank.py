@@ -6,15 +6,19 @@ Axes: N = series, H = horizon, L = level, K = covariate, J = target (horizons, t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from forescale.core.errors import InvalidInput
 from forescale.forecast.block import Members, SeriesBlock
+from forescale.forecast.changes import Flags
 from forescale.forecast.forecaster import Array
+from forescale.forecast.members.covariates import Proportions
 from forescale.forecast.members.levels import DampedTrend, SmoothedLevels
-from forescale.forecast.members.member import Targets
+from forescale.forecast.members.member import PointMember, Targets
+from forescale.forecast.members.refitted import RefittedMembers, SlowMembers
 from forescale.forecast.members.regression import RidgeRegression
 from forescale.forecast.members.season import Cycles, Seasons
 from forescale.forecast.members.tuning import TunedNetwork
@@ -43,6 +47,11 @@ class ForecasterBank:
             show by themselves are looked for, too.
         lower: what no value falls below; None where there is no such bound.
         covariates: names of known facts about a step; update and predict take them in this order.
+        light: in a third of the time for few series: only levels and a regression as members, no peaks, no
+            anomalies, and no new beginning where a level moves.
+        slow: models that take too long to fit within a decision, as further members; in groups, each fitted
+            as often as suits.
+        false_alarm_rate: fraction of ordinary values that `anomalies` may flag, in (0, 1).
 
     Attributes:
         member_names: whose weights `weights` tells.
@@ -53,7 +62,7 @@ class ForecasterBank:
 
     learned = ("_blocks",)
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the public entry; what few need are keywords
         self,
         series: int,
         step_s: float,
@@ -63,8 +72,13 @@ class ForecasterBank:
         lower: float | None = 0.0,
         *,
         covariates: Sequence[str] = (),
+        light: bool = False,
+        slow: Sequence[SlowMembers] = (),
+        false_alarm_rate: float = 0.001,
     ) -> None:
         _check(series, step_s, horizon_steps, levels, season_steps)
+        if not 0.0 < false_alarm_rate < 1.0:
+            raise InvalidInput(f"false_alarm_rate must lie between 0 and 1, not {false_alarm_rate}")
         self._series = series
         self._step_s = step_s
         self._horizon_steps = tuple(horizon_steps)
@@ -72,12 +86,23 @@ class ForecasterBank:
         self._covariates = tuple(covariates)
         self._season_steps = season_steps
         self._lower = lower
-        self._leads = peak_leads(horizon_steps)
+        self._light = light
+        self._leads = () if light else peak_leads(horizon_steps)
+        self._false_alarm_rate = false_alarm_rate
         leads_J = np.array([*horizon_steps, *self._leads], dtype=np.int64)
         self._targets = Targets(lead_steps_J=leads_J, peak_J=np.arange(len(leads_J)) >= len(horizon_steps))
         sizes = [min(_BLOCK, series - begin) for begin in range(0, series, _BLOCK)]
         members = [self._members(size) for size in sizes]
+        self._slow = [
+            [RefittedMembers(size, self._targets, self._levels, each) for each in slow] for size in sizes
+        ]
+        members = [
+            replace(quick, quantiles=(*quick.quantiles, *groups))
+            for quick, groups in zip(members, self._slow, strict=True)
+        ]
         self.member_names = members[0].names
+        if twice := {name for name in self.member_names if self.member_names.count(name) > 1}:
+            raise InvalidInput(f"two members are called {', '.join(sorted(twice))}")
         self._blocks = tuple(self._block(size, each) for size, each in zip(sizes, members, strict=True))
 
     def update(self, values_N: Array, covariates_NK: Array | None = None) -> None:
@@ -97,26 +122,30 @@ class ForecasterBank:
         for block, rows in self._rows():
             block.update(observed_N[rows], told_NK[rows])
 
-    def predict(self, covariates_NHK: Array | None = None) -> Array:
+    def predict(self, covariates_NSK: Array | None = None) -> Array:
         """quantiles_NHL of the values to come: ascending along L, never NaN, never below ``lower``.
 
-        ``covariates_NHK`` are those of the steps forecast; of shape NK, they hold for all horizons.
+        ``covariates_NSK`` are those of the first S steps to come, NaN where unknown, as those beyond are; of
+        shape NK, they hold for all steps.
 
         Raises:
             InvalidInput: other covariates than were agreed.
         """
-        return self._forecast(covariates_NHK)[:, : len(self._horizon_steps)]
+        return self._forecast(covariates_NSK)[:, : len(self._horizon_steps)]
 
     def predict_peak(
-        self, lead_s: float, levels: Sequence[float] | None = None, covariates_NHK: Array | None = None
+        self, lead_s: float, levels: Sequence[float] | None = None, covariates_NSK: Array | None = None
     ) -> Array:
         """quantiles_NL of the largest value within the next ``lead_s``; at the bank's levels by default.
 
         Raises:
-            InvalidInput: ``lead_s`` reaches beyond the longest horizon, or a level is not in (0, 1).
+            InvalidInput: ``lead_s`` reaches beyond the longest horizon, a level is not in (0, 1), or the bank
+                is a light one.
         """
+        if self._light:
+            raise InvalidInput("a light bank forecasts no peaks")
         peaks_NL = read_peaks(
-            self._forecast(covariates_NHK)[:, len(self._horizon_steps) :],
+            self._forecast(covariates_NSK)[:, len(self._horizon_steps) :],
             leads=self._leads,
             lead_steps=lead_s / self._step_s,
             known_levels=self._levels,
@@ -124,9 +153,25 @@ class ForecasterBank:
         )
         return peaks_NL if self._lower is None else np.maximum(peaks_NL, self._lower)
 
-    def member_quantiles(self) -> Array:
+    def anomalies(self) -> Flags:
+        """flags_N: whether the newest value of each series does not belong.
+
+        Its error, one step ahead and relative to the width of its forecast, is too unlikely. Missing values
+        and the first ones are never flagged.
+
+        Raises:
+            InvalidInput: the bank is a light one.
+        """
+        if self._light:
+            raise InvalidInput("a light bank looks for no anomalies")
+        return np.concatenate([block.anomalies_N for block in self._blocks])
+
+    def member_quantiles(self, covariates_NSK: Array | None = None) -> Array:
         """quantiles_NMHL of every member, before they are weighed and calibrated."""
-        members_NMJL = np.concatenate([block.members() for block in self._blocks])
+        upcoming = self._upcoming(covariates_NSK)
+        members_NMJL = np.concatenate(
+            [block.members(part) for block, part in zip(self._blocks, upcoming, strict=True)]
+        )
         return members_NMJL[:, :, : len(self._horizon_steps)]
 
     def weights(self) -> Array:
@@ -145,18 +190,31 @@ class ForecasterBank:
             InvalidInput: it was constructed with others.
         """
         restore(self, state)
+        for groups in self._slow:
+            for group in groups:
+                group.forget()
 
-    def _forecast(self, covariates: Array | None) -> Array:
-        if covariates is None:
-            return np.concatenate([block.forecast(None) for block in self._blocks])
-        told = np.asarray(covariates, dtype=np.float64)
+    def _forecast(self, covariates_NSK: Array | None) -> Array:
+        upcoming = self._upcoming(covariates_NSK)
+        return np.concatenate(
+            [block.forecast(part) for block, part in zip(self._blocks, upcoming, strict=True)]
+        )
+
+    def _upcoming(self, covariates_NSK: Array | None) -> list[Array | None]:
+        """upcoming_NJK of each block: at the step of a target, and of a maximum the largest on the way."""
+        if covariates_NSK is None:
+            return [None] * len(self._blocks)
+        told = np.asarray(covariates_NSK, dtype=np.float64)
+        longest = max(self._horizon_steps)
         if told.ndim == 2:
-            told = np.repeat(told[:, None], len(self._horizon_steps), axis=1)
-        _check_shape("covariates", told, (self._series, len(self._horizon_steps), len(self._covariates)))
-        # Peaks go by the covariates of the nearest horizon.
-        away_JH = np.abs(np.subtract.outer(self._targets.lead_steps_J, self._horizon_steps))
-        upcoming_NJK = told[:, away_JH.argmin(axis=1)]
-        return np.concatenate([block.forecast(upcoming_NJK[rows]) for block, rows in self._rows()])
+            told = np.repeat(told[:, None], longest, axis=1)
+        steps = told.shape[1] if told.ndim == 3 else 0
+        _check_shape("covariates", told, (self._series, steps, len(self._covariates)))
+        told = np.pad(told, ((0, 0), (0, max(0, longest - steps)), (0, 0)), constant_values=np.nan)
+        at_J = self._targets.lead_steps_J - 1
+        largest_NJK = np.fmax.accumulate(told, axis=1)[:, at_J]
+        upcoming_NJK = np.where(self._targets.peak_J[:, None], largest_NJK, told[:, at_J])
+        return [upcoming_NJK[rows] for _, rows in self._rows()]
 
     def _rows(self) -> list[tuple[SeriesBlock, slice]]:
         return [(block, slice(b * _BLOCK, (b + 1) * _BLOCK)) for b, block in enumerate(self._blocks)]
@@ -170,10 +228,13 @@ class ForecasterBank:
             capacity=self._capacity,
             covariates=len(self._covariates),
             lower=self._lower,
+            false_alarm_rate=None if self._light else self._false_alarm_rate,
         )
 
     @property
     def _capacity(self) -> int:
+        if self._light:
+            return 1  # its members look at the newest value only
         return max(_HISTORY, (self._season_steps or 0) + max(self._horizon_steps) + _MARGIN)
 
     @property
@@ -195,25 +256,30 @@ class ForecasterBank:
         }
 
     def _members(self, series: int) -> Members:
+        levels = SmoothedLevels(series, self._targets, weights=_SPEEDS)
+        steady = () if self._lower is None else _STEADY  # without a bound, all of them are
+        known = len(self._covariates)
+        if self._light:
+            ridge = RidgeRegression(series, self._targets, covariates=known)
+            return Members(points=(levels, ridge), steady=steady[:-1])
         seasons = self._seasons(series)
         cycles = Cycles(series, self._targets)
         regressed = (*(season for name, season in seasons.items() if name == "day"), cycles)
-        ridges = [RidgeRegression(series, self._targets, seasons=regressed)]
-        if self._covariates:
-            known = len(self._covariates)
-            ridges.append(RidgeRegression(series, self._targets, seasons=regressed, covariates=known))
+        informed: list[PointMember] = [RidgeRegression(series, self._targets, seasons=regressed)]
+        if known:
+            informed.append(RidgeRegression(series, self._targets, seasons=regressed, covariates=known))
+            informed.append(Proportions(series, self._targets, covariates=self._covariates))
+        network = TunedNetwork(series, self._targets, levels=self._levels, season_steps=self._day_steps)
         return Members(
             points=(
-                SmoothedLevels(series, self._targets, weights=_SPEEDS),
+                levels,
                 DampedTrend(series, self._targets),
                 *seasons.values(),
                 cycles,
-                *ridges,
+                *informed,
             ),
-            quantiles=(
-                TunedNetwork(series, self._targets, levels=self._levels, season_steps=self._day_steps),
-            ),
-            steady=_STEADY,
+            quantiles=(network,),
+            steady=steady,
         )
 
 

@@ -19,8 +19,9 @@ from forescale.forecast.forecaster import Array
 from forescale.forecast.members.member import SmallArray, Targets
 
 _RATE = 0.01  # normal scores per miss of a median, one step ahead
-_UPPER = 0.9  # lower levels are not moved: what they lose is little
-_LEAD_POWER = 0.3  # misses of longer leads come in runs and tell less each
+_UPPER = 0.95  # lower levels are not moved: errors and weights alone cover well there, and moving costs
+_LEAD_POWER = 0.8  # misses of longer leads come in runs as long and tell less each
+_RARE, _RARE_LEAD_POWER = 0.99, 0.5  # levels from here on: so few misses that each must count
 _TAIL_POWER = 0.4  # misses of higher levels are rarer and tell more each
 _FARTHEST = 3.0
 
@@ -41,13 +42,11 @@ class AdaptiveLevels:
         self._levels_L = levels_L
         self._scores_L = scores(levels_L)
         tail_L = np.where(levels_L >= _UPPER, (1.0 - levels_L) ** -_TAIL_POWER, 0.0)
-        self._rate_JL = _RATE * tail_L * leads_J[:, None] ** -_LEAD_POWER
-        # Few independent errors are known of long leads, so tails begin a little wider.
+        power_L = np.where(levels_L >= _RARE, _RARE_LEAD_POWER, _LEAD_POWER)
+        self._rate_JL = _RATE * tail_L * leads_J[:, None] ** -power_L
+        # Few errors are known at first, so tails begin a little wider.
         wide_L = np.where(levels_L >= _UPPER, 0.002 / (1.0 - levels_L), 0.0)
-        wide_J = 1.0 + np.where(targets.peak_J, np.log(leads_J) / 2.0, 0.0)
-        self._moved_NJL = np.broadcast_to(
-            wide_J[:, None] * wide_L, (series, len(leads_J), len(levels_L))
-        ).copy()
+        self._moved_NJL = np.broadcast_to(wide_L, (series, len(leads_J), len(levels_L))).copy()
 
     def learn(self, due_NJ: SmallArray, issued_NJL: SmallArray) -> None:
         """Take targets and what was issued for them; NaN where either is unknown."""

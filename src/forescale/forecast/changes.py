@@ -14,8 +14,6 @@ Axes: N = series, W = window of past errors, K = the largest of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import numpy.typing as npt
 
@@ -34,7 +32,7 @@ _SCALE_WEIGHT = 0.02  # of the newest error in the scale
 _SCALE_CLIP = 5.0  # scales that an error counts for in it
 _CLIP = 3.0  # scales that an error counts for as evidence
 _ALLOWANCE = 1.0  # scales an error may have before it is evidence of a shift
-_EVIDENCE = 7.0  # sum of evidence that is a shift: four clipped errors, 4 x (3 - 1) > 7
+_EVIDENCE = 5.0  # sum of evidence that is a shift: three clipped errors, 3 x (3 - 1) > 5
 _EVIDENCE_STEP = 8.0  # by how much an alarm raises it
 
 
@@ -43,8 +41,10 @@ class AnomalyFlags:
 
     Args:
         series: N.
-        false_alarm_rate: fraction of the steps of ordinary noise that may be flagged.
+        false_alarm_rate: fraction of the steps of ordinary noise that may be flagged, in (0, 1).
     """
+
+    learned = ("_errors_NW", "_count_N", "_steps", "_start_N", "_scale_N", "_shape_N", "_limit_N")
 
     def __init__(self, series: int, *, false_alarm_rate: float = 0.001) -> None:
         self._rate = false_alarm_rate
@@ -77,16 +77,6 @@ class AnomalyFlags:
         self._count_N[rows] += 1
         self._fit()
         return flagged_N
-
-    def state(self) -> Mapping[str, np.ndarray]:
-        """Copies of all that was learned."""
-        return {name: np.copy(getattr(self, "_" + name)) for name in _ANOMALY_STATE}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from the state of flags for as many series."""
-        for name in _ANOMALY_STATE:
-            setattr(self, "_" + name, np.copy(state[name]))
-        self._steps = int(self._steps)
 
     def _surprise(self, size_N: Array) -> Array:
         """-log of the chance of an error as large; least where it is not in the tail."""
@@ -129,50 +119,37 @@ class ShiftDetector:
         false_alarm_rate: fraction of the steps of noise that may be taken for a shift, at most.
     """
 
+    learned = ("_count_N", "_scale_N", "_above_N", "_below_N", "_limit_N")
+
     def __init__(self, series: int, *, false_alarm_rate: float = 0.001) -> None:
         self._rate = false_alarm_rate
         self._count_N = np.zeros(series, dtype=np.int64)
         self._scale_N = np.zeros(series)
         self._above_N = np.zeros(series)
         self._below_N = np.zeros(series)
-        self._above_steps_N = np.zeros(series, dtype=np.int64)
-        self._below_steps_N = np.zeros(series, dtype=np.int64)
         self._limit_N = np.full(series, _EVIDENCE)
 
-    def update(self, errors_N: Array) -> npt.NDArray[np.int64]:
-        """For how many steps a shift just found has stood, 0 where none was; NaN changes nothing."""
+    def update(self, errors_N: Array) -> Flags:
+        """Whether a shift has just been found; NaN changes nothing."""
         known_N = np.isfinite(errors_N)
         error_N = np.where(known_N, errors_N, 0.0)
         scaled_N = np.clip(error_N / np.maximum(self._scale_N, 1e-300), -_CLIP, _CLIP)
         scaled_N = np.where(self._count_N >= _FEW // 4, scaled_N, 0.0)
         self._gather(known_N, scaled_N)
-        up_N, down_N = self._above_N > self._limit_N, self._below_N > self._limit_N
-        found_N = up_N | down_N
-        since_N = np.where(up_N, self._above_steps_N, np.where(down_N, self._below_steps_N, 0))
+        found_N = np.maximum(self._above_N, self._below_N) > self._limit_N
         self._limit_N += np.where(known_N, _EVIDENCE_STEP * (found_N - self._rate), 0.0)
         np.maximum(self._limit_N, _EVIDENCE, out=self._limit_N)
-        for name in ("above", "below", "above_steps", "below_steps"):
-            getattr(self, f"_{name}_N")[found_N] = 0
+        self._above_N[found_N] = 0.0
+        self._below_N[found_N] = 0.0
         self._measure(known_N, np.abs(error_N))
-        return since_N
-
-    def state(self) -> Mapping[str, np.ndarray]:
-        """Copies of all that was learned."""
-        return {name: np.copy(getattr(self, "_" + name)) for name in _SHIFT_STATE}
-
-    def restore(self, state: Mapping[str, np.ndarray]) -> None:
-        """Go on from the state of a detector for as many series."""
-        for name in _SHIFT_STATE:
-            setattr(self, "_" + name, np.copy(state[name]))
+        return found_N
 
     def _gather(self, known_N: Flags, scaled_N: Array) -> None:
-        """Add up evidence on both sides, and for how long it has stood."""
+        """Add up evidence on both sides."""
         self._above_N += np.where(known_N, scaled_N - _ALLOWANCE, 0.0)
         self._below_N += np.where(known_N, -scaled_N - _ALLOWANCE, 0.0)
         np.maximum(self._above_N, 0.0, out=self._above_N)
         np.maximum(self._below_N, 0.0, out=self._below_N)
-        self._above_steps_N = np.where(self._above_N > 0.0, self._above_steps_N + known_N, 0)
-        self._below_steps_N = np.where(self._below_N > 0.0, self._below_steps_N + known_N, 0)
 
     def _measure(self, known_N: Flags, size_N: Array) -> None:
         """Take the errors into the scales: means, in which an outlier counts for little."""
@@ -182,15 +159,3 @@ class ShiftDetector:
         # The mean of the first errors, until the average's own memory is full.
         weight_N = np.maximum(_SCALE_WEIGHT, 1.0 / np.maximum(self._count_N, 1))
         self._scale_N += np.where(known_N, weight_N * (clipped_N - self._scale_N), 0.0)
-
-
-_ANOMALY_STATE = ("errors_NW", "count_N", "steps", "start_N", "scale_N", "shape_N", "limit_N")
-_SHIFT_STATE = (
-    "count_N",
-    "scale_N",
-    "above_N",
-    "below_N",
-    "above_steps_N",
-    "below_steps_N",
-    "limit_N",
-)

@@ -1,6 +1,7 @@
 """Quantiles of past errors, from a window of them for each forecast and target.
 
-Axes: N = series, M = forecast, J = target, L = level, W = window.
+Axes: N = series, M = forecast, J = target, L = level, W = window, R = ring of past quantiles: those of all
+targets, one after the other.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ class ErrorWindows:
         quantiles_NMJL: of the errors, in the unit they were given in.
     """
 
-    learned = ("_errors_NMJW", "quantiles_NMJL")
+    learned = ("_errors_NMJW", "_past_NRML", "quantiles_NMJL")
 
     def __init__(
         self, series: int, forecasts: int, targets: Targets, levels_L: Array, *, window: int = 96
     ) -> None:
-        leads_J = targets.lead_steps_J
+        self._leads_J = leads_J = targets.lead_steps_J
         shape = (series, forecasts, len(leads_J))
         self._levels_L = levels_L
         self._window = window
@@ -51,6 +52,10 @@ class ErrorWindows:
         self._errors_NMJW[..., : len(_FIRST)] = _FIRST * np.minimum(leads_J[:, None], 16) ** 0.25
         self.quantiles_NMJL = np.zeros((*shape, len(levels_L)), dtype=np.float32)
         self._refresh(np.arange(len(leads_J)))
+        self._length_J = (leads_J - 1) // self._stride_J + 2  # quantiles in use while a forecast is not due
+        self._begin_J = np.cumsum(self._length_J) - self._length_J
+        past_NJML = self.quantiles_NMJL.swapaxes(1, 2).astype(np.float16)
+        self._past_NRML = np.repeat(past_NJML, self._length_J, axis=1)
 
     def append(self, errors_NMJ: SmallArray, step: int) -> None:
         """Take the errors that became known at ``step``, NaN where there are none."""
@@ -58,6 +63,14 @@ class ErrorWindows:
         place_J = (step // self._stride_J[due_J] + len(_FIRST)) % self._window
         self._errors_NMJW[:, :, due_J, place_J] = errors_NMJ[:, :, due_J].clip(-_LARGEST, _LARGEST)
         self._refresh(due_J)
+        self._past_NRML[:, self._places(step)[due_J]] = self.quantiles_NMJL[:, :, due_J].swapaxes(1, 2)
+
+    def issued_NMJL(self, step: int) -> SmallArray:
+        """The quantiles that forecasts were made with which are due at ``step``, to three digits."""
+        return self._past_NRML[:, self._places(step - self._leads_J)].swapaxes(1, 2).astype(np.float32)
+
+    def _places(self, step_J: int | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return self._begin_J + step_J // self._stride_J % self._length_J
 
     def _refresh(self, due_J: npt.NDArray[np.int64]) -> None:
         sorted_NMJW = np.sort(self._errors_NMJW[:, :, due_J].astype(np.float32), axis=-1)  # NaN last

@@ -5,7 +5,7 @@ Axes: H = horizon (order of ``horizon_steps``), L = level (order of ``levels``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,9 @@ ForecasterState = Mapping[str, Any]
 Covariates = Mapping[str, float]
 """Known facts about a step by name, e.g. the predicted compute of the upcoming batch."""
 
+Upcoming = Covariates | Sequence[Covariates]
+"""Facts about the steps to come: of all alike, or of the first, the second, ... as far as they are known."""
+
 
 class Forecaster(Protocol):
     """Online forecasts of one regularly spaced series, as quantiles.
@@ -31,7 +34,7 @@ class Forecaster(Protocol):
         """Take the next value of the series; NaN when it is missing."""
         ...
 
-    def predict(self, covariates: Covariates | None = None) -> Array:
+    def predict(self, covariates: Upcoming | None = None) -> Array:
         """quantiles_HL of the values to come: never NaN, ascending along L."""
         ...
 

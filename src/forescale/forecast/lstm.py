@@ -17,6 +17,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor, nn
 
+from forescale.forecast.examples import seasons_back, steps_before, targets_ahead
 from forescale.forecast.forecaster import Array
 from forescale.forecast.members.member import Targets
 from forescale.forecast.refit import FEW, Fit, path_fit
@@ -54,7 +55,7 @@ class LstmModel:
         return _EXAMPLES + _WINDOW + 2 * (self.season_steps or 0)
 
     def fit(self, values_T: Array, targets: Targets, levels: Sequence[float]) -> Fit:
-        known = _known_seasons(self.season_steps, len(values_T), targets)
+        known = steps_before(self.season_steps, len(values_T), targets, _WINDOW)
         begin = max(_WINDOW, known)
         longest = int(targets.lead_steps_J.max())
         ends = np.arange(begin, len(values_T) - longest + 1)[-_EXAMPLES:]
@@ -63,7 +64,7 @@ class LstmModel:
         floor = _FLOOR * float(np.abs(np.diff(values_T)).mean())
         sight = _Sight(targets=targets, season_steps=self.season_steps if known else None, floor=floor)
         windows_BW, context_BC, level_B, scale_B = sight.of(values_T, ends)
-        targets_BJ = (_ahead(values_T, ends, targets) - level_B[:, None]) / scale_B[:, None]
+        targets_BJ = (targets_ahead(values_T, ends, targets) - level_B[:, None]) / scale_B[:, None]
         network = _Network(context_BC.shape[1], len(targets.lead_steps_J), len(levels), self.seed)
         self._train(network, windows_BW, context_BC, targets_BJ, scale_B / scale_B.mean(), levels)
         return LstmFit(network=network, sight=sight)
@@ -132,16 +133,12 @@ class _Sight:
         context = [(newest_B - level_B) / scale_B, np.log(scale_B / self.floor)]
         if self.season_steps:
             context += [
-                (values_T[ends + lead - 1 - self._back(lead)] - level_B) / scale_B
+                (values_T[ends + lead - 1 - seasons_back(self.season_steps, lead)] - level_B) / scale_B
                 for lead in self.targets.lead_steps_J.tolist()
             ]
         windows_BW = _squeezed((windows_BW - level_B[:, None]) / scale_B[:, None])
         context_BC = _squeezed(np.column_stack(context))
         return windows_BW.astype(np.float32), context_BC.astype(np.float32), level_B, scale_B
-
-    def _back(self, lead: int) -> int:
-        assert self.season_steps
-        return self.season_steps * -(-lead // self.season_steps)
 
 
 class _Network(nn.Module):
@@ -160,25 +157,6 @@ class _Network(nn.Module):
         _, (last, _) = self.lstm(windows_BW[..., None])
         seen = torch.cat([last[0], context_BC], dim=1)
         return self.head(torch.relu(self.hidden(seen))).reshape(self._shape)
-
-
-def _known_seasons(season_steps: int | None, length: int, targets: Targets) -> int:
-    """Values before the first example that has a season before each target; 0 when there is no room."""
-    if not season_steps:
-        return 0
-    longest = int(targets.lead_steps_J.max())
-    needed = season_steps * -(-longest // season_steps)
-    return needed if length >= needed + longest + _WINDOW + FEW else 0
-
-
-def _ahead(values_T: Array, ends: np.ndarray, targets: Targets) -> Array:
-    """targets_BJ of the steps from each end on."""
-    found = []
-    for lead, peak in zip(targets.lead_steps_J.tolist(), targets.peak_J.tolist(), strict=True):
-        found.append(
-            sliding_window_view(values_T, lead)[ends].max(axis=1) if peak else values_T[ends + lead - 1]
-        )
-    return np.column_stack(found)
 
 
 def _squeezed(distances: Array) -> Array:

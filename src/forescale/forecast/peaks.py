@@ -16,6 +16,7 @@ import numpy as np
 from forescale.core.errors import InvalidInput
 from forescale.forecast.calibration import read_at, scores
 from forescale.forecast.forecaster import Array
+from forescale.forecast.members.member import Targets
 
 _WIDEST = 3.0  # ratio of neighbouring lead times
 
@@ -29,6 +30,19 @@ def peak_leads(horizon_steps: Sequence[int]) -> tuple[int, ...]:
         begin = leads[-1]
         leads += [round(begin * ratio**part) for part in range(1, parts + 1)]
     return tuple(sorted(set(leads)))
+
+
+def raise_peaks(quantiles_NJL: Array, targets: Targets) -> None:
+    """Make maxima no lower than the values and the shorter maxima that they cover, in place.
+
+    Each was learned for itself. Over one step, the maximum is the value.
+    """
+    leads_J, peak_J = targets.lead_steps_J, targets.peak_J
+    for column in np.flatnonzero(peak_J):
+        covered_J = leads_J <= leads_J[column]
+        if leads_J[column] == 1 and not peak_J[covered_J].all():
+            covered_J &= ~peak_J
+        quantiles_NJL[:, column] = quantiles_NJL[:, covered_J].max(axis=1)
 
 
 def read_peaks(

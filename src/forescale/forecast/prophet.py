@@ -47,9 +47,10 @@ class ProphetModel:
         require("prophet")
         logging.getLogger("prophet.plot").setLevel(logging.CRITICAL)  # that plotly is not there
         import pandas as pd  # noqa: PLC0415 - an extra
+        from cmdstanpy.utils import get_logger  # noqa: PLC0415 - comes with it
         from prophet import Prophet  # noqa: PLC0415 - an extra, and 3 s of import
 
-        logging.getLogger("cmdstanpy").setLevel(logging.WARNING)  # two lines for each fit
+        get_logger().setLevel(logging.WARNING)  # two lines for each fit
 
         def moments(first: int, count: int) -> pd.DataFrame:
             seconds = (first + np.arange(count)) * self.step_s

@@ -127,6 +127,10 @@ def _timed(
         notes.add(f"the times go back in {_places(backward)}: sorted")
     spacing = _spacing(times_R)
     times_R, spacing, step_s = _in_seconds(table, times_R, spacing, step_s, notes)
+    if table.unread and spacing.regular and combination is None:
+        raise InvalidInput(
+            f"{table.unread} holds no numbers; lines are counted if they are combined by count"
+        )
     combination = combination or _combination(table, spacing, chosen=chosen)
     if combination == "count":
         values_R = np.ones(len(times_R))
@@ -153,7 +157,8 @@ def _series(
 ) -> Series:
     known = values_T[~np.isnan(values_T)]
     if len(known) < _FEWEST:
-        raise InvalidInput(f"{len(known)} values are too few to forecast from; give at least {_FEWEST}")
+        few = "1 value is" if len(known) == 1 else f"{len(known)} values are"
+        raise InvalidInput(f"{few} too few to forecast from; give at least {_FEWEST}")
     if table.others and not counted:
         notes.add(
             f"column {table.column or '(without a name)'} is forecast; others: {', '.join(table.others)}"

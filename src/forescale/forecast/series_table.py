@@ -26,8 +26,8 @@ from forescale.forecast.forecaster import Array
 
 _SAMPLE = 200
 """Lines from which the columns are told."""
-_LARGEST, _LATEST = 1e100, 1e20
-"""Beyond these, a value or a time (nanoseconds since 1970) is no measurement, and sums of them overflow."""
+_LARGEST, _LATEST = 1e30, 1e20
+"""Beyond these, a value or a time (nanoseconds since 1970) is no measurement, nor is it forecast."""
 _YEARS = range(1900, 2200)
 """Dates in others stand for something that is no date."""
 _MISSING = frozenset({"", "nan", "na", "n/a", "null", "none", "-", "?"})
@@ -67,6 +67,8 @@ class Table:
         column: name of the values' column, empty if it has none.
         others: names of columns that could have been it.
         timeless: lines left out because they had no time.
+        unread: where there is no column of values, the first that is not the time's, and what it begins with;
+            empty if there is none.
     """
 
     kind: TimeKind
@@ -76,6 +78,7 @@ class Table:
     column: str
     others: tuple[str, ...]
     timeless: int
+    unread: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +92,7 @@ class _Layout:
     stamp: int | None
     value: int | None
     others: tuple[int, ...]
+    unread: str
 
 
 def read_table(lines: Iterable[str], *, column: str | None = None) -> Table:
@@ -126,6 +130,7 @@ def read_table(lines: Iterable[str], *, column: str | None = None) -> Table:
         column="" if layout.value is None else layout.names[layout.value],
         others=tuple(layout.names[other] for other in layout.others),
         timeless=timeless,
+        unread=layout.unread if layout.value is None else "",
     )
 
 
@@ -201,8 +206,7 @@ def _value(number: int, text: str) -> float:
 
 
 def _time(number: int, text: str) -> tuple[float, bool | None]:
-    """Seconds since 1970 and whether the zone is known, or a plain number and None; NaN where missing."""
-    found = _parsed_time(text)
+    found = parsed_time(text)
     if found is None:
         raise InvalidInput(
             f"line {number}: {text!r} is neither a number nor an ISO 8601 time such as 2026-03-01T12:00:00Z"
@@ -210,7 +214,11 @@ def _time(number: int, text: str) -> tuple[float, bool | None]:
     return found
 
 
-def _parsed_time(text: str) -> tuple[float, bool | None] | None:
+def parsed_time(text: str) -> tuple[float, bool | None] | None:
+    """Seconds since 1970 and whether the zone is known, or a plain number and None; NaN where missing.
+
+    None if it is neither.
+    """
     try:
         value = float(text)
     except ValueError:
@@ -239,7 +247,7 @@ def _layout(sample: Sequence[str], column: str | None) -> _Layout:
         raise InvalidInput("it is empty")
     delimiter = _delimiter(full)
     rows = [row for _, row in _rows(sample, delimiter)]
-    headed = any(_parsed_time(field) is None for field in rows[0])
+    headed = any(parsed_time(field) is None for field in rows[0])
     body = rows[1:] if headed else rows
     if not body:
         raise InvalidInput("there is no line of data")
@@ -253,8 +261,16 @@ def _layout(sample: Sequence[str], column: str | None) -> _Layout:
     values = [k for k in numeric if k != time]
     value = _value_column(names, values, time, column)
     others = tuple(k for k in values if k != value)
+    unread = next((f"column {names[k] or k + 1} ({fields[k][0]!r})" for k in range(width) if k != time), "")
     return _Layout(
-        delimiter=delimiter, headed=headed, names=names, width=width, stamp=time, value=value, others=others
+        delimiter=delimiter,
+        headed=headed,
+        names=names,
+        width=width,
+        stamp=time,
+        value=value,
+        others=others,
+        unread=unread,
     )
 
 
@@ -264,7 +280,7 @@ def _delimiter(full: Sequence[str]) -> str:
         if all(delimiter in line for line in full[:20]):
             return delimiter
     last = full[-1].strip('"')
-    return " " if _parsed_time(last) is None and len(last.split()) > 1 else ""
+    return " " if parsed_time(last) is None and len(last.split()) > 1 else ""
 
 
 def _time_column(names: Sequence[str], fields: Sequence[Sequence[str]], numeric: Sequence[int]) -> int | None:
@@ -273,16 +289,16 @@ def _time_column(names: Sequence[str], fields: Sequence[Sequence[str]], numeric:
         if name.lower() in _TIME_NAMES or _TIME_NAME.search(name.lower()):
             return k
     for k, column in enumerate(fields):
-        if k not in numeric and _mostly(column, lambda field: _parsed_time(field) is not None):
+        if k not in numeric and _mostly(column, lambda field: parsed_time(field) is not None):
             return k
     for k in numeric:
         known = np.array([float(field) for field in fields[k] if _is_number(field)])
         gaps = np.diff(known)
         if len(known) < 3 or len(known) < len(fields[k]):
             continue
-        if len(numeric) > 1 and (_epoch_unit_s(known) is not None or np.ptp(gaps) == 0) and gaps.min() > 0:
+        if len(numeric) > 1 and (epoch_unit_s(known) is not None or np.ptp(gaps) == 0) and gaps.min() > 0:
             return k
-        if len(fields) == 1 and not names[k] and _epoch_unit_s(known) and gaps.min() >= 0 and gaps.max() > 0:
+        if len(fields) == 1 and not names[k] and epoch_unit_s(known) and gaps.min() >= 0 and gaps.max() > 0:
             return k
     return None
 
@@ -322,7 +338,7 @@ def _is_number(field: str) -> bool:
 
 def _unit(times_R: Array, name: str) -> tuple[TimeKind, float | None]:
     """Of times that are numbers: seconds since 1970 in some unit, or the unit in the column's name."""
-    if epoch := _epoch_unit_s(times_R):
+    if epoch := epoch_unit_s(times_R):
         return TimeKind.ZONED, epoch
     found = _UNIT.search(name.lower())
     if found is None or found.lastindex is None:
@@ -330,7 +346,7 @@ def _unit(times_R: Array, name: str) -> tuple[TimeKind, float | None]:
     return TimeKind.COUNTED, _UNITS_S[found.lastindex - 1]
 
 
-def _epoch_unit_s(times_R: Array) -> float | None:
+def epoch_unit_s(times_R: Array) -> float | None:
     """The unit in which most of these numbers are dates."""
     middle = float(np.median(times_R)) if len(times_R) else 0.0
     return next((unit for unit in _EPOCH_UNITS_S if _EPOCH_S[0] <= middle * unit <= _EPOCH_S[1]), None)

@@ -1,4 +1,4 @@
-"""What an object has learned, as a plain mapping, and back.
+"""What an object has learned, as a plain mapping, and back; and an object that goes on learning beside it.
 
 A class lists the attributes that hold what it has learned in ``learned``: numpy arrays, numbers, or objects
 (and tuples of them) that have such a list themselves. Everything else follows from its constructor.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from forescale.core.errors import InvalidInput
 
 Snapshot = Mapping[str, Any]
+Learner = TypeVar("Learner")
 
 
 def snapshot(learner: Any) -> dict[str, Any]:
@@ -50,6 +51,11 @@ def restore(learner: Any, state: Snapshot) -> None:
             setattr(learner, name, state[name])
 
 
+def fork(learner: Learner) -> Learner:
+    """Another learner that has learned the same: whatever either learns from now on, the other does not."""
+    return _forked(learner, {})
+
+
 def as_json(state: Any) -> Any:
     """The same with arrays as JSON values: dtype, shape and base64 of the bytes."""
     if isinstance(state, np.ndarray):
@@ -83,6 +89,25 @@ def _copied(value: Any) -> Any:
     if hasattr(value, "learned"):
         return snapshot(value)
     return value
+
+
+def _forked(learner: Any, twins: dict[int, Any]) -> Any:
+    # Learners may know each other: of each there is one twin, and what no learner changes is shared.
+    if id(learner) in twins:
+        return twins[id(learner)]
+    twin = twins[id(learner)] = object.__new__(type(learner))  # copy.copy takes ten times as long
+    vars(twin).update(vars(learner))
+    for name, value in vars(learner).items():
+        if isinstance(value, np.ndarray):
+            if name in learner.learned:
+                setattr(twin, name, value.copy())
+        elif isinstance(value, tuple):
+            parts = cast(tuple[Any, ...], value)
+            if any(hasattr(part, "learned") for part in parts):
+                setattr(twin, name, tuple(_forked(part, twins) for part in parts))
+        elif hasattr(value, "learned"):
+            setattr(twin, name, _forked(value, twins))
+    return twin
 
 
 def _parts(saved: Any, count: int) -> list[Snapshot]:

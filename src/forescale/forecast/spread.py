@@ -51,12 +51,15 @@ class LocalScale:
         self._long_N = np.zeros(series)
         self._anchors_NRA = np.full((series, depth, 3), np.nan)
 
-    def update(self, step: int, observed_N: Array, seen_N: Array) -> None:
-        """Take the newest values, of which NaN changes nothing; ``seen_N`` counts those that are not."""
+    def update(self, step: int, observed_N: Array, seen_N: Array, settled_N: Array) -> None:
+        """Take the newest values, of which NaN changes nothing.
+
+        ``seen_N`` counts those that are not, ``settled_N`` those since the level last moved for good.
+        """
         known_N = np.isfinite(observed_N)
         values_N = np.where(known_N, observed_N, self.level_N)
         strayed_N = np.abs(values_N - self.level_N)
-        self.level_N = self.level_N + np.maximum(_LEVEL, 1.0 / seen_N) * (values_N - self.level_N)
+        self.level_N = self.level_N + np.maximum(_LEVEL, 1.0 / settled_N) * (values_N - self.level_N)
         size_weight_N = np.where(known_N, np.maximum(_LONG, 1.0 / seen_N), 0.0)
         self.size_N = self.size_N + size_weight_N * (np.abs(values_N) - self.size_N)
         # The first value strays from nothing.

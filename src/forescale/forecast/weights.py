@@ -32,8 +32,8 @@ class PinballWeights:
         shape: tuple[int, int, int, int],
         levels_L: Array,
         *,
-        decay: float = 0.997,
-        rate: float = 30.0,
+        decay: float = 0.9995,
+        rate: float = 100.0,
         patience: float = 20.0,
     ) -> None:
         self._levels_L = levels_L.astype(np.float32)

@@ -15,7 +15,6 @@ from chain_model import ChainCosts
 from forescale.cli.main import app
 from forescale.control.costs import ProfiledCosts
 from forescale.control.log import Record, encode
-from forescale.control.utilisation import expected_use
 from forescale.engine.messages import Repartition
 from simulated_training import SimulatedRun, train
 
@@ -57,7 +56,7 @@ def test_decisions_and_expected_use_are_shown(run: SimulatedRun, replayed: Repla
     result = replayed(run.records)
     assert result.exit_code == 0
     assert "cpu1 computes" in result.stdout
-    assert "that the step after the last will use" in result.stdout
+    assert "the step after the last will use" in result.stdout
     assert "1 command derived again: identical to the record" in result.stdout
     assert result.stderr == ""
 
@@ -65,7 +64,7 @@ def test_decisions_and_expected_use_are_shown(run: SimulatedRun, replayed: Repla
 def test_json_holds_the_expected_use(run: SimulatedRun, replayed: Replayed) -> None:
     said = json.loads(replayed(run.records, "--json").stdout)["expected_use"]
     assert {device: tuple(use["busy_L"]) for device, use in said.items()} == {
-        device: use.busy_L for device, use in expected_use(run.state).items()
+        device: use.busy_L for device, use in run.state.use.items()
     }
 
 

@@ -45,6 +45,21 @@ def test_compute_is_that_of_all_microbatches() -> None:
     assert sum(planner.compute_s(plan, batch(128), {})) == pytest.approx(plan.microbatches * total)
 
 
+def test_demand_adds_up_the_stages_of_a_device() -> None:
+    planner = Planner(ChainCosts())
+    plan = planner.best(batch(128), {})
+    assert len(plan.stages) > 2  # devices take turns
+    demand = planner.demand(plan, batch(128))
+    prediction = planner.prediction(plan, batch(128), {})
+    compute_s = sum(asked.compute_s for asked in demand.values())
+    assert compute_s == pytest.approx(sum(planner.compute_s(plan, batch(128), {})))
+    optimizer_s = sum(stage.optimizer_s for stage in prediction.stages)
+    assert sum(asked.busy_s for asked in demand.values()) == pytest.approx(compute_s + optimizer_s)
+    memory_bytes = sum(stage.memory_bytes for stage in prediction.stages)
+    assert sum(asked.memory_bytes for asked in demand.values()) == memory_bytes
+    assert demand["cpu0"].busy_fraction == pytest.approx(demand["cpu0"].busy_s / prediction.step_s)
+
+
 def test_small_batch_is_cut_into_fewer_microbatches() -> None:
     planner = Planner(ChainCosts())
     plan = planner.best(batch(128), {})

@@ -5,26 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from clocks import Ticks
 from forescale.core.errors import InvalidInput
 from forescale.forecast.backtest import run_backtest, run_backtest_with_peaks, spread_origins
 from forescale.forecast.forecaster import Array, Covariates
 
 STEPS, LEVELS = (1, 3), (0.5, 0.9)
 NAN = float("nan")
-
-
-class StepClock:
-    """Every look at it takes a second."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def monotonic_s(self) -> float:
-        self.now_s += 1.0
-        return self.now_s
-
-    def wall_s(self) -> float:
-        return self.monotonic_s()
 
 
 class Recorder:
@@ -71,7 +58,7 @@ def test_forecaster_has_seen_the_origin_and_nothing_after() -> None:
     recorder = Recorder()
     origins = (4, 6)
     run_backtest(
-        recorder, np.arange(10.0), horizon_steps=STEPS, levels=LEVELS, origins=origins, clock=StepClock()
+        recorder, np.arange(10.0), horizon_steps=STEPS, levels=LEVELS, origins=origins, clock=Ticks()
     )
     assert recorder.seen_when_asked == [5, 7]
     assert recorder.given == list(range(7))
@@ -80,7 +67,7 @@ def test_forecaster_has_seen_the_origin_and_nothing_after() -> None:
 def test_forecasts_are_scored_against_what_came() -> None:
     values = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 20.0, 7.0])
     result = run_backtest(
-        Recorder(), values, horizon_steps=STEPS, levels=LEVELS, origins=(2, 3), clock=StepClock()
+        Recorder(), values, horizon_steps=STEPS, levels=LEVELS, origins=(2, 3), clock=Ticks()
     )
     assert np.array_equal(result.targets_OH, [[4.0, 20.0], [5.0, 7.0]])
     # One step: short by 1 at the median, 9 over at the 90% level, both times.
@@ -92,9 +79,7 @@ def test_forecasts_are_scored_against_what_came() -> None:
 
 def test_missing_target_is_left_out() -> None:
     values = np.array([1.0, 2.0, 3.0, NAN, 5.0, 6.0, 7.0])
-    result = run_backtest(
-        Recorder(), values, horizon_steps=STEPS, levels=LEVELS, origins=(2,), clock=StepClock()
-    )
+    result = run_backtest(Recorder(), values, horizon_steps=STEPS, levels=LEVELS, origins=(2,), clock=Ticks())
     assert np.isnan(result.loss_H[0])
     assert result.loss_H[1] > 0
 
@@ -108,7 +93,7 @@ def test_covariates_are_those_of_the_step() -> None:
         horizon_steps=STEPS,
         levels=LEVELS,
         origins=(5,),
-        clock=StepClock(),
+        clock=Ticks(),
         covariates_T=covariates,
     )
     assert recorder.covariates == covariates[:6]
@@ -123,7 +108,7 @@ def test_time_of_updates_and_decisions_and_progress() -> None:
         horizon_steps=STEPS,
         levels=LEVELS,
         origins=(3, 5),
-        clock=StepClock(),
+        clock=Ticks(),
         on_progress=seen.append,
     )
     assert result.update_s == 1.0
@@ -140,7 +125,7 @@ def test_peaks_are_the_maxima_up_to_each_horizon() -> None:
         horizon_steps=STEPS,
         levels=LEVELS,
         origins=(0, 1, 2),
-        clock=StepClock(),
+        clock=Ticks(),
     )
     assert np.array_equal(peaks.targets_OH, [[1.0, 5.0], [5.0, 5.0], [2.0, 4.0]])
     assert np.array_equal(peaks.quantiles_OHL[0], [[19.0, 19.0], [39.0, 39.0]])
@@ -150,7 +135,7 @@ def test_peaks_are_the_maxima_up_to_each_horizon() -> None:
 
 def test_fewer_origins_of_a_result() -> None:
     result = run_backtest(
-        Recorder(), np.arange(10.0), horizon_steps=STEPS, levels=LEVELS, origins=(3, 4, 6), clock=StepClock()
+        Recorder(), np.arange(10.0), horizon_steps=STEPS, levels=LEVELS, origins=(3, 4, 6), clock=Ticks()
     )
     fewer = result.at((3, 6))
     assert fewer.origins == (3, 6)

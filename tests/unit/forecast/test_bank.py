@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from forescale.core.errors import InvalidInput
 from forescale.forecast.bank import ForecasterBank
 from forescale.forecast.ensemble import EnsembleForecaster
+from forescale.forecast.snapshot import as_json, fork
 
 LEVELS = (0.1, 0.5, 0.9, 0.95)
 
@@ -139,15 +141,100 @@ def test_covariates_of_the_steps_to_come_are_used() -> None:
     assert high == pytest.approx(50.0, abs=3.0)
 
 
+def test_a_level_that_moves_for_good_is_forecast_from_then_on() -> None:
+    rng = np.random.default_rng(9)
+    moved_N = np.where(np.arange(12) % 2, 10.0, -10.0)
+    values_TN = 100.0 + rng.standard_normal((305, 12))
+    values_TN[300:] += moved_N
+    bank = fed(ForecasterBank(12, 1.0, (1, 8), (0.1, 0.5, 0.9)), values_TN)
+    off_NH = np.abs(bank.predict()[:, :, 1] - (100.0 + moved_N)[:, None])
+    assert off_NH.mean(axis=0).max() < 2.0  # members that remember longer would be 6 off
+
+
+NOISES: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] = {
+    "gaussian": lambda rng, shape: 100.0 + rng.standard_normal(shape),
+    "heavy": lambda rng, shape: 100.0 + rng.standard_t(2.5, shape),
+    "poisson": lambda rng, shape: rng.poisson(3.0, shape).astype(float),
+    "autocorrelated": lambda rng, shape: 100.0 + autocorrelated(rng.standard_normal(shape)),
+}
+ALARM_STEPS, ALARM_SERIES, ALARM_RATE = 600, 12, 0.01
+OUTLIERS = slice(200, None, 130)  # fewer than the rate
+IN_GAP_T = np.arange(ALARM_STEPS) % 7 > 4
+
+
+def autocorrelated(noise_TN: np.ndarray) -> np.ndarray:
+    for t in range(1, len(noise_TN)):
+        noise_TN[t] += 0.8 * noise_TN[t - 1]
+    return noise_TN
+
+
+@pytest.fixture(scope="module")
+def flagged() -> dict[str, np.ndarray]:
+    """flags_TN of noise of every kind, of series without any, and of noise with outliers."""
+    rng = np.random.default_rng(8)
+    kinds = {name: noise(rng, (ALARM_STEPS, ALARM_SERIES)) for name, noise in NOISES.items()}
+    kinds["idle"] = np.zeros((ALARM_STEPS, 1))
+    kinds["constant"] = np.full((ALARM_STEPS, 1), 7.3)
+    kinds["missing"] = np.full((ALARM_STEPS, 1), np.nan)
+    kinds["outliers"] = 100.0 + rng.standard_normal((ALARM_STEPS, 4))
+    kinds["outliers"][OUTLIERS] += 15.0
+    kinds["gaps"] = 100.0 + rng.standard_normal((ALARM_STEPS, 1))
+    kinds["gaps"][IN_GAP_T] = np.nan
+    bank = ForecasterBank(
+        sum(values_TN.shape[1] for values_TN in kinds.values()),
+        1.0,
+        (1,),
+        (0.1, 0.5, 0.9),
+        false_alarm_rate=ALARM_RATE,
+    )
+    flags: list[np.ndarray] = []
+    for values_N in np.concatenate(list(kinds.values()), axis=1):
+        bank.update(values_N)
+        flags.append(bank.anomalies())
+    ends = np.cumsum([values_TN.shape[1] for values_TN in kinds.values()])
+    parts = np.split(np.array(flags), ends[:-1], axis=1)
+    return dict(zip(kinds, parts, strict=True))
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_of_ordinary_values_as_many_are_flagged_as_was_set(
+    flagged: dict[str, np.ndarray], noise: str
+) -> None:
+    assert not flagged[noise][:64].any()  # nothing is known yet
+    assert 0.4 * ALARM_RATE < flagged[noise][100:].mean() < 1.6 * ALARM_RATE
+
+
+def test_outliers_are_flagged_and_little_else(flagged: dict[str, np.ndarray]) -> None:
+    odd_T = np.zeros(ALARM_STEPS, dtype=bool)
+    odd_T[OUTLIERS] = True
+    assert flagged["outliers"][odd_T].mean() > 0.9
+    assert flagged["outliers"][~odd_T].mean() < 1.6 * ALARM_RATE
+
+
+@pytest.mark.parametrize("quiet", ["idle", "constant", "missing"])
+def test_a_series_in_which_nothing_happens_raises_no_alarm(
+    flagged: dict[str, np.ndarray], quiet: str
+) -> None:
+    assert not flagged[quiet].any()
+
+
+def test_a_missing_value_is_no_anomaly(flagged: dict[str, np.ndarray]) -> None:
+    assert not flagged["gaps"][IN_GAP_T].any()
+    assert flagged["gaps"].any()
+
+
 def test_state_is_lossless_and_not_moved_by_later_values(noise_TN: np.ndarray) -> None:
     bank = fed(small_bank(), noise_TN[:100])
     state = bank.state()
-    expected = [fed(bank, values_N[None]).predict() for values_N in noise_TN[100:]]
+    noise_TN[103:] *= 3.0  # an anomaly, and then a shift
+    expected = [(fed(bank, values_N[None]).predict(), bank.anomalies()) for values_N in noise_TN[100:]]
     again = small_bank()
     again.restore(state)
-    for values_N, quantiles_NHL in zip(noise_TN[100:], expected, strict=True):
+    for values_N, (quantiles_NHL, flags_N) in zip(noise_TN[100:], expected, strict=True):
         again.update(values_N)
         assert np.array_equal(again.predict(), quantiles_NHL)
+        assert np.array_equal(again.anomalies(), flags_N)
+    assert expected[3][1].all()
 
 
 def test_state_of_an_ensemble_is_json(noise_TN: np.ndarray) -> None:
@@ -178,6 +265,7 @@ def test_state_of_another_bank_is_refused() -> None:
         {"step_s": 0.0},
         {"series": 0},
         {"season_steps": 0},
+        {"false_alarm_rate": 0.0},
     ],
 )
 def test_wrong_arguments_are_refused(options: dict[str, Any]) -> None:
@@ -196,3 +284,33 @@ def test_values_of_another_number_of_series_are_refused() -> None:
 def test_a_lead_beyond_the_longest_horizon_is_refused() -> None:
     with pytest.raises(InvalidInput, match="longer horizon"):
         small_bank().predict_peak(300.0)
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_what_a_fork_learns_is_its_own(noise_TN: np.ndarray, light: bool) -> None:
+    bank = fed(small_bank(light=light, covariates=("known",)), noise_TN[:80])
+    before = as_json(bank.state())
+    twin = fed(fork(bank), noise_TN[80:])
+    assert as_json(bank.state()) == before
+    assert np.array_equal(twin.predict(), fed(bank, noise_TN[80:]).predict())
+
+
+def test_light_bank_knows_levels_and_covariates() -> None:
+    rng = np.random.default_rng(8)
+    bank = ForecasterBank(1, 1.0, (1,), LEVELS, lower=None, covariates=("size", "other"), light=True)
+    told_TK = rng.normal(size=(200, 2))
+    for told_K in told_TK:
+        bank.predict(told_K[None])
+        bank.update(np.array([3.0 * told_K[0]]), told_K[None])
+    assert bank.predict(np.array([[1.5, 0.0]]))[0, 0, 1] == pytest.approx(4.5, abs=0.5)
+    for ask in (lambda: bank.predict_peak(1.0), bank.anomalies):
+        with pytest.raises(InvalidInput, match="light"):
+            ask()
+
+
+def test_errors_of_the_first_values_do_not_widen_forecasts_for_long() -> None:
+    rng = np.random.default_rng(9)
+    bank = ForecasterBank(20, 1.0, (1,), (0.05, 0.5, 0.95), lower=None, light=True)
+    fed(bank, 0.03 * rng.standard_normal((15, 20)))
+    low_N, _, high_N = bank.predict()[:, 0].T
+    assert (high_N - low_N).max() < 0.3  # of a Gaussian: 0.1

@@ -9,6 +9,7 @@ import pytest
 
 from forescale.forecast.changes import AnomalyFlags, ShiftDetector
 from forescale.forecast.forecaster import Array
+from forescale.forecast.snapshot import restore, snapshot
 
 SERIES, STEPS, WARM_UP = 32, 5000, 64
 
@@ -66,7 +67,7 @@ def test_anomalies_in_noise_are_as_rare_as_set(noise: Noise, rate: float) -> Non
 def test_shifts_in_noise_are_as_rare_as_set(noise: Noise) -> None:
     detector = ShiftDetector(SERIES, false_alarm_rate=0.001)
     errors = noise(np.random.default_rng(2))
-    found = np.array([detector.update(errors_N) > 0 for errors_N in errors])
+    found = np.array([detector.update(errors_N) for errors_N in errors])
     assert found.mean() < 0.0015
 
 
@@ -89,17 +90,13 @@ def test_any_change_of_a_constant_series_is_an_anomaly() -> None:
 
 
 @pytest.mark.parametrize("direction", [-1.0, 1.0])
-def test_a_shift_is_found_within_some_steps_with_its_beginning(direction: float) -> None:
+def test_a_shift_is_found_within_some_steps(direction: float) -> None:
     detector = ShiftDetector(SERIES)
     errors = np.random.default_rng(4).normal(size=(530, SERIES))
     errors[500:] += 4.0 * direction
-    since = np.array([detector.update(errors_N) for errors_N in errors])
-    first = np.argmax(since[500:] > 0, axis=0)
-    assert (since[500:] > 0).any(axis=0).all()
-    assert first.max() <= 8
-    begins = 500 + first + 1 - since[500 + first, np.arange(SERIES)]
-    assert np.median(begins) == 500
-    assert np.abs(begins - 500).max() <= 10
+    found = np.array([detector.update(errors_N) for errors_N in errors])[500:]
+    assert found.any(axis=0).all()
+    assert np.argmax(found, axis=0).max() <= 8
 
 
 def test_an_outlier_alone_is_no_shift() -> None:
@@ -121,12 +118,12 @@ def test_missing_errors_change_nothing() -> None:
         assert plain == holey
         plain_flags.update(newest)
         holey_flags.update(newest)
-        found.append(int(holey[0]))
+        found.append(holey[0])
         assert not holey_flags.update(missing)[0]
-        assert holey_shifts.update(missing) == 0
-    np.testing.assert_array_equal(plain_flags.state()["errors_NW"], holey_flags.state()["errors_NW"])
-    np.testing.assert_array_equal(plain_flags.state()["limit_N"], holey_flags.state()["limit_N"])
-    assert max(found) > 0
+        assert not holey_shifts.update(missing)[0]
+    np.testing.assert_array_equal(snapshot(plain_flags)["_errors_NW"], snapshot(holey_flags)["_errors_NW"])
+    np.testing.assert_array_equal(snapshot(plain_flags)["_limit_N"], snapshot(holey_flags)["_limit_N"])
+    assert any(found)
 
 
 @pytest.mark.parametrize("kind", [AnomalyFlags, ShiftDetector])
@@ -135,11 +132,11 @@ def test_a_restored_one_goes_on_exactly(kind: type[AnomalyFlags] | type[ShiftDet
     known, restored = kind(4), kind(4)
     for _ in range(300):
         known.update(rng.normal(size=4))
-    restored.restore(known.state())
-    snapshot = known.state()
-    kept = {name: array.copy() for name, array in snapshot.items()}
+    state = snapshot(known)
+    restore(restored, state)
+    kept = {name: np.copy(array) for name, array in state.items()}
     for _ in range(300):
         errors_N = rng.normal(loc=1.0, size=4) ** 3
         np.testing.assert_array_equal(known.update(errors_N), restored.update(errors_N))
-    for name, array in snapshot.items():  # later updates do not reach into it
+    for name, array in state.items():  # later updates do not reach into it
         np.testing.assert_array_equal(array, kept[name])

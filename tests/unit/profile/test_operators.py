@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from clocks import Ticks
 from forescale.core.clock import SystemClock
 from forescale.graph.capture import CapturedModel, capture
 from forescale.profile.operators import LEAST_PASSES, measure_operators, measure_optimizer
@@ -23,20 +24,6 @@ class Small(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.norm(self.first(x))
         return self.second(functional.dropout(functional.relu(hidden), 0.1)) + hidden
-
-
-class Ticks:
-    """A clock on which one second passes between any two looks."""
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-
-    def monotonic_s(self) -> float:
-        self.now_s += 1.0
-        return self.now_s
-
-    def wall_s(self) -> float:
-        return self.now_s
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ class SmoothedLevels:
         self._level_NA = np.zeros((series, len(weights)))
 
     def update(self, now: Moment) -> None:
-        # The plain mean of the first values, until the smoothing's own memory is full.
+        # The plain mean of the first values, until the smoothing's own memory is full; again after a shift.
         weights_NA = np.maximum(self._weights_A, 1.0 / now.seen_N[:, None])
         self._level_NA += weights_NA * (now.values_N[:, None] - self._level_NA)
 
@@ -76,7 +76,8 @@ class DampedTrend:
         self._level_N = expected_N + np.maximum(self._level_weight, 1.0 / now.seen_N) * error_N
         # The first error is the level itself, the second that of a level of one value.
         trend_error_N = np.where(now.seen_N > 2, error_N, 0.0)
-        self._trend_N = self._damping * self._trend_N + self._trend_weight * trend_error_N
+        kept_N = np.where(now.seen_N > 1, self._damping * self._trend_N, 0.0)
+        self._trend_N = kept_N + self._trend_weight * trend_error_N
 
     def points_NMJ(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:  # noqa: ARG002
         return (self._level_N[:, None] + self._trend_N[:, None] * self._reach_J)[:, None, :]

@@ -63,7 +63,8 @@ class Moment:
 
     Attributes:
         step: values so far, this one included; missing ones count.
-        seen_N: those that were not missing, at least 1.
+        seen_N: those that were not missing, since the first or since the level last moved for good; at
+            least 1. Averages begin again with it: of values before, none is like those to come.
         observed_N: the newest values, NaN where missing.
         values_N: the same with missing ones replaced, never NaN.
         level_N: local level (a smoothed value) after the newest value.
@@ -74,6 +75,8 @@ class Moment:
             ``step - lead_steps_J``; NaN where that was before the first value, or the value is missing.
         history: the values so far, the newest one included.
         covariates_NK: known facts about the newest step; None where the bank has none.
+        came_NJK: those of the targets that became known: of the newest step, and of a maximum the largest on
+            the way.
     """
 
     step: int
@@ -85,6 +88,7 @@ class Moment:
     due_NJ: Array
     history: History
     covariates_NK: Array | None = None
+    came_NJK: Array | None = None
 
 
 class Member(Protocol):
@@ -115,7 +119,8 @@ class PointMember(Member, Protocol):
     def points_NMJ(self, now: Moment, upcoming_NJK: Array | None = None) -> Array:
         """Forecasts made ``now``, in the unit of the series; `update` has seen the same moment.
 
-        ``upcoming_NJK`` are the covariates of the steps that the targets are at, None where unknown.
+        ``upcoming_NJK`` are the covariates of the steps that the targets are at, of a maximum the largest on
+        the way; NaN or None where unknown.
         """
         ...
 

@@ -60,7 +60,7 @@ class RidgeRegression:
         self._level_NF = np.zeros((series, len(_SPEEDS)))
         self._product_NJFG = np.zeros((series, columns, features, features), dtype=np.float32)
         self._moment_NJF = np.zeros((series, columns, features), dtype=np.float32)
-        self._waiting = Waiting(series, targets, (self._waits,))
+        self._waiting = Waiting(series, targets, (self._waits,), coarse=True)  # of at most _CLIP
         self._center_NK = np.zeros((series, covariates))
         self._width_NK = np.zeros((series, covariates))
         self._known_NK = np.zeros((series, covariates))
@@ -88,7 +88,9 @@ class RidgeRegression:
     def _learn(self, now: Moment, facts_NK: SmallArray) -> None:
         waited_NJF = self._waiting.due(now.step)
         known_NJ = np.isfinite(now.due_NJ) & np.isfinite(waited_NJF[..., 0])
-        came_NJK = np.broadcast_to(facts_NK[:, None], (*known_NJ.shape, facts_NK.shape[1]))
+        came_NJK = waited_NJF[..., self._waits :]  # none
+        if now.came_NJK is not None and facts_NK.shape[1]:
+            came_NJK = _standard(now.came_NJK, self._center_NK[:, None], self._width_NK[:, None])
         features_NJF = np.concatenate((waited_NJF, came_NJK), axis=2)
         features_NJF = np.where(known_NJ[..., None], features_NJF, np.float32(0.0))
         target_NJ = np.where(known_NJ, now.due_NJ, 0.0).clip(-_CLIP, _CLIP).astype(np.float32)
@@ -111,7 +113,7 @@ class RidgeRegression:
 
     def _facts(self, now: Moment) -> SmallArray:
         """The newest covariates, standardised by all so far; 0 where missing."""
-        if now.covariates_NK is None:
+        if now.covariates_NK is None or not self._center_NK.shape[1]:
             return self._center_NK.astype(np.float32)
         known_NK = np.isfinite(now.covariates_NK)
         self._known_NK += known_NK

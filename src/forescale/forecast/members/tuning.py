@@ -54,7 +54,7 @@ class TunedNetwork(Network):
         shape = (len(_RATES_C), columns, series, len(levels), ANCHORS)
         self._correction_CJNLF = np.zeros(shape, dtype=np.float32)
         self._gradient_CJNLF = np.full(shape, 100.0, dtype=np.float32)  # sum of squares
-        self._features_RNF = np.zeros((rows, series, ANCHORS), dtype=np.float32)
+        self._features_RNF = np.zeros((rows, series, ANCHORS), dtype=np.float16)  # between -8 and 8
         self._said_RNL = np.zeros((rows, series, len(levels)), dtype=np.float32)
         self._unit_RN = np.ones((rows, series))
         self._said_JNL = np.zeros((columns, series, len(levels)), dtype=np.float32)
@@ -87,7 +87,8 @@ class TunedNetwork(Network):
 
     def _correct(self, ready: Places, rows_J: Places, due_JN: Array, known_N: npt.NDArray[np.bool_]) -> None:
         """Follow the gradient of the loss of what was said of the targets due."""
-        features_JNF, said_JNL = self._features_RNF[rows_J], self._said_RNL[rows_J]
+        features_JNF = self._features_RNF[rows_J].astype(np.float32)
+        said_JNL = self._said_RNL[rows_J]
         target_JN = (due_JN - self._waiting_RNK[rows_J, :, 0]) / self._unit_RN[rows_J]
         target_JN = np.where(known_N, target_JN, 0.0).clip(-_CLIP, _CLIP).astype(np.float32)
         for c, rate_J in enumerate(self._rates_CJ[:, ready]):
