@@ -10,6 +10,8 @@ from typing import Any, assert_never
 
 import structlog
 
+from forescale.control.scaler import Scaler
+from forescale.control.scaling import ScalingRules
 from forescale.control.serving import (
     Command,
     Observation,
@@ -61,6 +63,7 @@ class Pool:
         link: ReplicaLink,
         clock: Clock,
         trust: bool = False,
+        scaling: ScalingRules | None = None,
     ) -> None:
         self._registry = registry
         self._crew = crew
@@ -78,6 +81,8 @@ class Pool:
         self._news = asyncio.Event()
         self.change = 0
         self.is_ending = False
+        self._scaler = Scaler(gateway, crew, scaling)
+        gateway.on_starving = self._wake.set
         link.listen(self._hear)
 
     # ---- what others ask -------------------------------------------------------------------------------
@@ -113,13 +118,15 @@ class Pool:
         mine = [replica for replica in replicas if replica.load.version == str(spec.number)]
         serving = sum(replica.state is engine.State.SERVING for replica in mine)
         error = self._error((spec.model, spec.number), mine)
-        if serving >= spec.min_replicas and self._answers(spec):
+        scaling = self._scaler.status(spec)
+        if serving >= min(max(spec.min_replicas, 1), scaling["wanted"]) and self._answers(spec):
             state = "serving"
         else:
             state = "failing" if error else "starting"
         return {
             "state": state,
             "error": error,
+            "scaling": scaling,
             "change": self.change,
             "replicas": [_replica_as_json(replica) for replica in replicas],
             "requests": self._counts(spec.model),
@@ -155,7 +162,8 @@ class Pool:
             except RegistryFailed:
                 self._is_stale = True
                 raise
-        for command in step(self._wanted, self._observe()):
+        self._happenings += await self._scaler.decide(self._wanted, self._clock.monotonic_s())
+        for command in step(self._wanted, self._observe(), self._scaler.counts()):
             await self._do(command)
         self._tell()
         happenings, self._happenings = self._happenings, []
@@ -247,6 +255,7 @@ class Pool:
         for event in events:
             match event:
                 case engine.Ready(hello=hello):
+                    self._scaler.loaded(hello.model, hello.load_s)
                     detail = {"replica": event.replica, "version": hello.version, "load_s": hello.load_s}
                     self._happen("replica_ready", event.replica, detail)
                 case engine.Lost(process=process, cause=cause):
@@ -272,6 +281,7 @@ class Pool:
             tuple((served.model, served.version) for served in self._gateway.all()),
             tuple(self._faults.items()),
             self._wanted,
+            self._scaler.counts(),
         )
         if shown != self._shown:
             self._shown = shown

@@ -58,6 +58,9 @@ _Entry = Entry[_Job]
 class ServedModel:
     """Answers requests to one version of a model, in the event loop it was made in.
 
+    Args:
+        on_starving: called when a request waits and there is no replica at all.
+
     Attributes:
         max_rows: most rows of a batch; a model whose number of rows is fixed takes one request at a time.
     """
@@ -72,6 +75,7 @@ class ServedModel:
         send: Send,
         balancing: Balancing,
         clock: Clock,
+        on_starving: Callable[[], object] = lambda: None,
     ) -> None:
         self.model = model
         self.version = version
@@ -83,6 +87,7 @@ class ServedModel:
         self._send = send
         self._balancing = balancing
         self._clock = clock
+        self._on_starving = on_starving
         self._loop = asyncio.get_running_loop()
         self._batches: dict[int, list[_Entry]] = {}
         self._numbers = itertools.count(1)
@@ -117,6 +122,7 @@ class ServedModel:
         """
         arrived_s = self._clock.monotonic_s()
         outcomes = self.metrics.outcomes
+        self.metrics.arrived_rows += request.rows
         timeout_s = self.policy.timeout_s if request.timeout_s is None else request.timeout_s
         answer: asyncio.Future[Outputs] = self._loop.create_future()
         entry = Entry(
@@ -131,6 +137,8 @@ class ServedModel:
         try:
             self._admit(entry)
             self._queue.put(entry, flow)
+            if not self.replicas:
+                self._on_starving()
             self._dispatch_soon()
             outputs = await answer
         except asyncio.CancelledError:
@@ -185,7 +193,7 @@ class ServedModel:
         self._dispatch()  # first: so that the replica waits for nobody
         if batch is None:
             return
-        self.metrics.busy_s += result.seconds
+        self.metrics.note_batch(sum(entry.rows for entry in batch), result.seconds)
         try:
             outputs = unpack(result.outputs, frames)
             _check_outputs(outputs, self.signature, sum(entry.rows for entry in batch))
