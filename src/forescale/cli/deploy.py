@@ -48,7 +48,7 @@ Timeout = Annotated[
 Watch = Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")]
 
 
-def deploy(  # noqa: PLR0917 - typer takes the options from the signature
+def deploy(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
     model: Model,
     min: Least = 1,  # noqa: A002 - the option's name
     max: Most = None,  # noqa: A002

@@ -18,6 +18,8 @@ def rows_per_s(times: BatchTimes, most_rows: int, latency_s: float) -> float | N
     """
     if not times:
         return None
+    # A larger batch takes no less: what says so was measured when something else was in the way.
+    times = [(rows, min(each_s for _, each_s in times[place:])) for place, (rows, _) in enumerate(times)]
     in_time = [rows / taken_s for rows, taken_s in _curve(times, most_rows) if 2.0 * taken_s <= latency_s]
     return max(in_time, default=1.0 / _seconds(times, 1.0))
 
@@ -31,11 +33,11 @@ def _curve(times: BatchTimes, most_rows: int) -> Iterator[tuple[float, float]]:
 
 
 def _seconds(times: BatchTimes, rows: float) -> float:
-    """Straight lines between what was measured, and beyond; a larger batch takes no less."""
+    """Straight lines between what was measured, and beyond."""
     if len(times) == 1:
         return times[0][1]
     right = next((place for place, time in enumerate(times) if time[0] >= rows), len(times) - 1)
     (left_rows, left_s), (right_rows, right_s) = times[max(right, 1) - 1], times[max(right, 1)]
-    slope = max(right_s - left_s, 0.0) / (right_rows - left_rows)
+    slope = (right_s - left_s) / (right_rows - left_rows)
     # Never below zero for fewer rows than were measured: at least in proportion.
     return max(left_s + slope * (rows - left_rows), left_s * min(1.0, rows / left_rows))

@@ -2,11 +2,13 @@
 
 One bank of forecasters knows all models. A model keeps its place in it; when none is free, the place of a
 model that is gone is used again, or a second bank as large as all before is added.
+
+Axes: N = place in all banks together, L = level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, nan
 
@@ -53,11 +55,11 @@ class DemandForecast:
             bank.update(part_N)
         return DemandForecast(tuple(banks), tuple(sizes), places)
 
-    def peaks_per_s(self, leads_s: Mapping[str, float], level: float) -> dict[str, float]:
-        """What each model's demand stays below within its lead time, with a probability of ``level``."""
+    def peaks_per_s(self, leads_s: Mapping[str, float], levels: Sequence[float]) -> dict[str, list[float]]:
+        """What each model's demand stays below within its lead time, with probabilities of ``levels``."""
         whole = {model: min(ceil(lead_s), LONGEST_LEAD_S) for model, lead_s in leads_s.items()}
-        peaks_N = {
-            lead_s: np.concatenate([bank.predict_peak(lead_s, (level,))[:, 0] for bank in self._banks])
+        peaks_NL = {
+            lead_s: np.concatenate([bank.predict_peak(lead_s, levels) for bank in self._banks])
             for lead_s in set(whole.values())
         }
-        return {model: float(peaks_N[lead_s][self._places[model]]) for model, lead_s in whole.items()}
+        return {model: peaks_NL[lead_s][self._places[model]].tolist() for model, lead_s in whole.items()}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from math import isfinite
-from typing import Any
+from typing import Any, Protocol
 
 from forescale.control.scaling import Load, Scale, ScalingRules, ScalingState, step
-from forescale.engine.serve.crew import Crew, State
+from forescale.engine.serve.crew import Replica, State
 from forescale.engine.serve.gateway import Gateway
 from forescale.registry.records import DeploymentSpec, Happening
 
@@ -16,10 +16,30 @@ _BY = "forescale"
 _UNKNOWN_LOAD_S = 1.0
 
 
+class Staff(Protocol):
+    """Who holds the replicas; ``Crew`` does.
+
+    Attributes:
+        warm_up_s: what a process takes to become a spare.
+    """
+
+    @property
+    def warm_up_s(self) -> float: ...
+
+    @property
+    def devices(self) -> tuple[str, ...]: ...
+
+    def replicas(self) -> tuple[Replica, ...]: ...
+
+    def spares(self) -> int:
+        """Processes that could take a model at once."""
+        ...
+
+
 class Scaler:
     """Decides how many replicas the deployed models of one server are to have."""
 
-    def __init__(self, gateway: Gateway, crew: Crew, rules: ScalingRules | None = None) -> None:
+    def __init__(self, gateway: Gateway, crew: Staff, rules: ScalingRules | None = None) -> None:
         self._gateway = gateway
         self._crew = crew
         self._rules = rules or ScalingRules()

@@ -16,6 +16,8 @@ from forescale.control.capacity import BatchTimes, rows_per_s
 from forescale.control.demand import STEP_S, DemandForecast
 from forescale.registry.records import DeploymentSpec
 
+_LIKELY = 0.5  # a model that has no replica gets one when more likely than not it is asked for
+_GROWTH = 3.0  # times what was ever asked: forecasts of models that are new say anything
 _TINY = 1e-9
 
 
@@ -30,14 +32,14 @@ class ScalingRules:
         settle_s: fewer replicas are wanted when no more were needed for so long.
         idle_s: a model that may have none loses its last replica when nothing was asked for so long.
         catch_up_s: in what time a queue that is too long should be gone.
-        faint_per_s: less demand than this is none.
+        faint_per_s: fewer rows than this, likely to come, keep no model awake.
         latency_s: target of models that were deployed without one.
         places_per_device: replicas that devices hold; what deployments ask for at least is always held.
     """
 
     level: float | None = 0.95
     busy_share: float = 0.8
-    settle_s: float = 30.0
+    settle_s: float = 10.0
     idle_s: float = 60.0
     catch_up_s: float = 3.0
     faint_per_s: float = 0.5
@@ -75,7 +77,9 @@ class Scale:
         short: how many more it would have if the pool had room.
         reason: why so many.
         rate_per_s: rows asked for in the last second; NaN: not known yet.
-        peak_per_s: what they stay below while a replica starts, most probably; NaN: not forecast.
+        highest_per_s: of all such seconds.
+        likely_per_s: what they may as well exceed as not while a replica starts; NaN: not forecast.
+        peak_per_s: what they stay below then, most probably; NaN: not forecast.
         capacity_per_s: rows of one replica at the latency target; None: not measured.
         lead_s: how far ahead the forecast looks.
         needs: when how many replicas were needed: those that nothing since has surpassed.
@@ -86,6 +90,8 @@ class Scale:
     short: int = 0
     reason: str = "deployed"
     rate_per_s: float = nan
+    highest_per_s: float = 0.0
+    likely_per_s: float = nan
     peak_per_s: float = nan
     capacity_per_s: float | None = None
     lead_s: float = 0.0
@@ -149,23 +155,24 @@ def _counted(state: ScalingState, loads: Sequence[Load], now_s: float, rules: Sc
     """After a second more: the demand of each model in it, and what is forecast now."""
     elapsed_s = now_s - state.taken_s
     scaled = {load.spec.model: load for load in loads if _is_scaled(load.spec)}
-    rates_per_s = {
-        name: _rate_per_s(state.models[name], load, elapsed_s) for name, load in scaled.items()
-    }
+    rates_per_s = {name: _rate_per_s(state.models[name], load, elapsed_s) for name, load in scaled.items()}
     leads_s = {name: load.start_s + STEP_S for name, load in scaled.items()}
-    forecast, peaks_per_s = state.forecast, dict[str, float]()
+    forecast, peaks_per_s = state.forecast, dict[str, list[float]]()
     if rules.level is not None and scaled:
         forecast = forecast.taken_in(rates_per_s)
-        peaks_per_s = forecast.peaks_per_s(leads_s, rules.level)
+        peaks_per_s = forecast.peaks_per_s(leads_s, sorted((_LIKELY, rules.level)))
     models = dict(state.models)
     for name, load in scaled.items():
         scale = models[name]
         latency_s = load.spec.latency_s or rules.latency_s
+        highest_per_s = max(scale.highest_per_s, rates_per_s[name])  # in this order: NaN is no demand
         models[name] = replace(
             scale,
             arrived_rows=load.arrived_rows,
             rate_per_s=rates_per_s[name],
-            peak_per_s=peaks_per_s.get(name, nan),
+            highest_per_s=highest_per_s,
+            likely_per_s=min(peaks_per_s.get(name, [nan])),
+            peak_per_s=min(max(peaks_per_s.get(name, [nan])), highest_per_s * _GROWTH),
             lead_s=leads_s[name],
             capacity_per_s=rows_per_s(load.batch_times, load.max_rows, latency_s) or scale.capacity_per_s,
             active_s=now_s if rates_per_s[name] > 0.0 else scale.active_s,
@@ -195,6 +202,9 @@ def _needed(load: Load, scale: Scale, now_s: float, rules: ScalingRules) -> Scal
         idle_s = now_s - scale.active_s
         return replace(scale, wanted=0, needs=(), reason=f"nothing asked for {_seconds(idle_s)}")
     need, reason = _asked_for(load, scale, rules)
+    if scale.wanted == 0:
+        came = load.waiting_rows or scale.rate_per_s > 0.0
+        reason = f"{'a request came' if came else 'a request is likely to come'}; {reason}"
     held, needs = _held(scale.needs, need, now_s, rules.settle_s)
     if held > need:
         since_s = now_s - needs[0][0]
@@ -207,7 +217,7 @@ def _needed(load: Load, scale: Scale, now_s: float, rules: ScalingRules) -> Scal
 
 
 def _is_idle(load: Load, scale: Scale, now_s: float, rules: ScalingRules) -> bool:
-    if load.waiting_rows or scale.peak_per_s >= rules.faint_per_s:
+    if load.waiting_rows or scale.likely_per_s >= rules.faint_per_s:
         return False
     if scale.wanted == 0:
         return not scale.rate_per_s > 0.0
@@ -254,9 +264,7 @@ def _shared(specs: Sequence[DeploymentSpec], needed: Mapping[str, Scale], places
     left = places - sum(given.values())
     for priority in sorted({spec.priority for spec in specs}):
         mates = [spec.model for spec in specs if spec.priority == priority]
-        while left > 0 and (
-            short := [name for name in mates if given[name] < needed[name].wanted]
-        ):
+        while left > 0 and (short := [name for name in mates if given[name] < needed[name].wanted]):
             given[min(short, key=lambda name: given[name])] += 1
             left -= 1
     return given
@@ -266,7 +274,9 @@ def _shortage(short: int, devices: int, rules: ScalingRules) -> str:
     if not short:
         return ""
     places = devices * rules.places_per_device
-    return f"; {short} fewer than needed: the pool's {places} places are taken by models of its class or before"
+    return (
+        f"; {short} fewer than needed: the pool's {places} places are taken by models of its class or before"
+    )
 
 
 def _rate(per_s: float) -> str:

@@ -71,7 +71,7 @@ class Gateway:
             send=self._link.send,
             balancing=self._balancing(),
             clock=self._clock,
-            on_starving=lambda: self.on_starving(),
+            on_starving=self._starve,
         )
         self._defaults.setdefault(model, version)
         return served
@@ -142,6 +142,9 @@ class Gateway:
         for served in tuple(self.all()):
             served.abandon()
             self._forget(served)
+
+    def _starve(self) -> None:
+        self.on_starving()
 
     def _forget(self, served: ServedModel) -> None:
         versions = self._models[served.model]

@@ -43,9 +43,7 @@ def serve(
 ) -> Outcome:
     """Rows come at random, as many as ``demand_per_s`` says of each tick, and are answered in order."""
     rng = np.random.default_rng(seed)
-    spec = DeploymentSpec(
-        model="m", number=1, min_replicas=least, max_replicas=most, latency_s=LATENCY_S
-    )
+    spec = DeploymentSpec(model="m", number=1, min_replicas=least, max_replicas=most, latency_s=LATENCY_S)
     state, since = ScalingState(), [-start_s] * least
     arrived, waiting, late, replica_s = 0, 0.0, 0.0, 0.0
     wanted, reasons = list[int](), list[str]()
@@ -64,7 +62,9 @@ def serve(
         state, decisions = step(state, [load], now_s, 8, rules)
         reasons += [decision.scale.reason for decision in decisions]
         wanted.append(state.models["m"].wanted)
-        since = (since + [now_s] * wanted[-1])[: wanted[-1]] if len(since) < wanted[-1] else since[: wanted[-1]]
+        since = (
+            (since + [now_s] * wanted[-1])[: wanted[-1]] if len(since) < wanted[-1] else since[: wanted[-1]]
+        )
         replica_s += len(since) * TICK_S
         rows = int(rng.poisson(rate_per_s * TICK_S))
         arrived += rows
