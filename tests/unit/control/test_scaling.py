@@ -154,12 +154,11 @@ def test_a_forecast_keeps_a_model_awake_that_is_likely_to_be_asked(level: float 
 
 
 def test_a_new_model_is_not_expected_to_be_asked_for_anything_whatever() -> None:
-    server = Server(deployed(most=100), rules=replace(SEEN_ONLY, level=0.95))
-    for _ in range(3):
-        server.look()
-    for _ in range(5):
-        server.look(m=100)
-        assert server.wanted() <= 30
+    server = Server(deployed(), rules=replace(SEEN_ONLY, level=0.95))
+    server.loads["m"] = replace(server.loads["m"], start_s=12.0)
+    for rate in (0, 0, 0, 0, 0, 0, 7772, 3466, 4000, 3900):
+        server.look(m=rate)
+        assert server.state.models["m"].peak_per_s <= 3 * 7772
 
 
 def test_what_was_asked_once_is_forgotten() -> None:
