@@ -23,8 +23,9 @@ from forescale.core.cluster import Device, DeviceKind
 from forescale.engine.channel import ChannelServer
 from forescale.engine.local import LocalBackend
 from forescale.engine.serve.arrays import pack
-from forescale.engine.serve.crew import Crew, CrewEvent, CrewRules, Lost, Ready
+from forescale.engine.serve.crew import Crew
 from forescale.engine.serve.messages import Load, Result, Run, from_replica
+from forescale.engine.serve.roster import CrewEvent, CrewRules, Lost, Ready
 
 CORE = min(os.sched_getaffinity(0))
 CPU = Device(name="cpu0", kind=DeviceKind.CPU, memory_bytes=8 << 30, cores=(CORE,))

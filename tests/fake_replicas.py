@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from forescale.engine.serve.messages import (
     Run,
     to_replica,
 )
+from forescale.engine.serve.requests import InferRequest, WantedOutput
 
 DOUBLING = Signature(
     inputs=(TensorSpec(name="x", datatype="FP32", shape=(None, 2)),),
@@ -105,6 +107,20 @@ class FakeLink:
     def vanish(self, replica: str = "r0") -> None:
         """Let its process be gone; the gateway is not told."""
         del self.runs[replica]
+
+
+def request(*values: float, rows: int = 1, **changed: Any) -> InferRequest:
+    """A request for DOUBLING, of as many equal rows."""
+    inputs = np.array([values or (1.0, 2.0)] * rows, np.float32)
+    fields: dict[str, Any] = {
+        "id": None,
+        "inputs": (inputs,),
+        "rows": len(inputs),
+        "size_bytes": inputs.nbytes,
+        "free_lengths": (),
+        "outputs": (WantedOutput(name="y", binary=False),),
+    }
+    return InferRequest(**{**fields, **changed})
 
 
 async def settle() -> None:

@@ -29,7 +29,7 @@ def rogue(path: Path, device: str) -> Callable[[Mapping[str, Array]], Mapping[st
             case 2:
                 return {"y": x[:, :1]}
             case 3:
-                return {"y": torch.empty(1 << 40, dtype=torch.uint8).numpy()}
+                return {"y": torch.empty(3 << 30, dtype=torch.uint8).numpy()}
             case 4:
                 os.kill(os.getpid(), signal.SIGSEGV)
             case 5:

@@ -106,9 +106,12 @@ def command_faults(words: list[str], group: TyperGroup, targets: set[str]) -> li
         return [f"no target {word}" for word in rest if "=" not in word and word not in targets]
     if program != "forescale" or not rest:
         return []
-    command = group if rest[0].startswith("-") else group.commands.get(rest[0])
-    if command is None:
-        return [f"no command {rest[0]}"]
+    command = group
+    while isinstance(command, TyperGroup) and rest and not rest[0].startswith("-"):
+        name, *rest = rest
+        if name not in command.commands:
+            return [f"no command {name}"]
+        command = command.commands[name]
     known = {"--help"} | {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
     return [f"no option {w}" for w in rest if w.startswith("-") and w.split("=")[0] not in known]
 
@@ -122,8 +125,19 @@ def test_wrong_documentation_is_noticed() -> None:
     @app.command()
     def plan(file: str, devices: int = 1) -> None: ...
 
+    models = typer.Typer()
+    app.add_typer(models, name="models")
+
+    @models.command()
+    def add(name: str, metric: str = "") -> None: ...
+
     group = typer.main.get_command(app)
     assert isinstance(group, TyperGroup)
+    assert command_faults(["forescale", "models", "add", "m", "--metric", "a=1"], group, set()) == []
+    assert command_faults(["forescale", "models", "add", "m", "--figure"], group, set()) == [
+        "no option --figure"
+    ]
+    assert command_faults(["forescale", "models", "drop"], group, set()) == ["no command drop"]
     assert command_faults(["forescale", "plan", "f.py", "--devices", "2"], group, set()) == []
     assert command_faults(["forescale", "plan", "--svg"], group, set()) == ["no option --svg"]
     assert command_faults(["forescale", "fly"], group, set()) == ["no command fly"]

@@ -16,11 +16,12 @@ from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.channel import ChannelServer
 from forescale.engine.local import LocalBackend
 from forescale.engine.serve.arrays import pack, unpack
-from forescale.engine.serve.crew import Crew, CrewEvent, CrewRules, Ended, Lost, Ready
+from forescale.engine.serve.crew import Crew
 from forescale.engine.serve.messages import Failed, Load, Result, Run, from_replica
+from forescale.engine.serve.roster import CrewEvent, CrewRules, Ended, Lost, Ready
 
 ROGUE, BROKEN = "rogue_models:rogue", "rogue_models:broken"
-CPU = Device(name="cpu0", kind=DeviceKind.CPU, memory_bytes=4 << 30)
+CPU = Device(name="cpu0", kind=DeviceKind.CPU, memory_bytes=2 << 30)
 POINTS = Signature(
     inputs=(TensorSpec(name="x", datatype="FP32", shape=(None, 2)),),
     outputs=(TensorSpec(name="y", datatype="FP32", shape=(None, 2)),),
@@ -40,7 +41,7 @@ class Site:
         )
         self._events: list[CrewEvent] = []
         self._answers: dict[int, tuple[Result | Failed, tuple[memoryview, ...]]] = {}
-        self._batches = 0
+        self._sent: dict[int, str] = {}
 
     def close(self) -> None:
         self.crew.close()
@@ -66,13 +67,16 @@ class Site:
     def send(self, process: str, *values: float) -> int:
         x = np.array([[value, 0.5] for value in values], dtype=np.float32)
         tensors, frames = pack({"x": x})
-        self._batches += 1
-        self._server.send(process, Run(batch=self._batches, inputs=tensors).to_header(), frames)
-        return self._batches
+        batch = len(self._sent)
+        self._sent[batch] = process
+        self._server.send(process, Run(batch=batch, inputs=tensors).to_header(), frames)
+        return batch
 
     def answer(self, batch: int) -> list | Failed:
         while batch not in self._answers:
             self.turn()
+            lost = [event for event in self._events if isinstance(event, Lost)]
+            assert self._sent[batch] not in [event.process for event in lost], lost
         said, frames = self._answers.pop(batch)
         return said if isinstance(said, Failed) else unpack(said.outputs, frames)["y"].tolist()
 

@@ -73,14 +73,15 @@ class Run:
         if batch:
             # Strict classes: nobody who could have been in time and is left goes before the first one.
             assert batch[0].priority == min(e.priority for e in (*batch, *self.waiting.values()))
-        self.check_order(batch)
+        self.check_order(batch, self.now_s + row_s * max_rows)
         self.taken += batch
 
-    def check_order(self, batch: list[Entry[int]]) -> None:
-        """In a flow of a class, those alike leave in the order they came."""
+    def check_order(self, batch: list[Entry[int]], full_s: float) -> None:
+        """In a flow of a class, those alike who have time enough leave in the order they came."""
         for entry in batch:
             assert not any(
                 other.item < entry.item
+                and other.deadline_s >= full_s
                 and self.flows[other.item] == self.flows[entry.item]
                 and (other.priority, other.alike) == (entry.priority, entry.alike)
                 for other in self.waiting.values()

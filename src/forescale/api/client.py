@@ -115,6 +115,7 @@ class Client:
         *,
         format: str | None = None,  # noqa: A002 - the word for it
         options: Mapping[str, Any] | None = None,
+        signature: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
         commit: str | None = None,
     ) -> Object:
@@ -122,6 +123,8 @@ class Client:
 
         Args:
             format: None: as the file's name ends.
+            signature: ``inputs`` and ``outputs``, each a list of ``name``, ``datatype`` and ``shape`` (-1:
+                any length), for formats whose files do not say it.
         """
         path = Path(path)
         check_metrics(metrics or {})
@@ -131,6 +134,8 @@ class Client:
             "metrics": json.dumps(dict(metrics or {})),
             "by": self._user,
         }
+        if signature is not None:
+            query["signature"] = json.dumps(dict(signature))
         if commit is not None:
             query["commit"] = commit
         try:

@@ -87,10 +87,7 @@ class Request:
             body += chunk
             if len(body) > _BODY_LIMIT_BYTES:
                 raise Refused(413, f"the body is longer than {_BODY_LIMIT_BYTES:,} bytes")
-        try:
-            return kind.model_validate_json(body or b"{}")
-        except ValidationError as error:
-            raise Refused(400, _first(error)) from error
+        return read(kind, body or b"{}")
 
     def asked(self, kind: type[M]) -> M:
         """The query, read as that shape.
@@ -150,6 +147,18 @@ class Router:
             words = ", ".join(allowed)
             raise Refused(405, f"{scope['method']} is not possible here; {words} is", {"allow": words})
         raise Refused(404, f"there is nothing at {scope['path'][:200]}")
+
+
+def read(kind: type[M], text: str | bytes, what: str = "") -> M:
+    """JSON of that shape.
+
+    Raises:
+        Refused: it is something else.
+    """
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        raise Refused(400, f"{what}: {_first(error)}" if what else _first(error)) from error
 
 
 def _pattern(path: str) -> re.Pattern[str]:

@@ -7,12 +7,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from forescale.api.http import Answer, Refused, Request, Router
+from forescale.api.http import Answer, Refused, Request, Router, read
 from forescale.core.errors import InvalidInput
 from forescale.core.signature import Signature
 from forescale.registry.records import (
@@ -24,6 +24,7 @@ from forescale.registry.records import (
     ModelVersion,
     check_name,
     signature_as_json,
+    signature_from_json,
 )
 from forescale.registry.registry import Registry
 
@@ -46,8 +47,14 @@ class Pool(Protocol):
     @property
     def is_ending(self) -> bool: ...
 
-    def inspect(self, path: Path, format: str, options: Mapping[str, Any]) -> Signature:  # noqa: A002
-        """What a model's file says that it takes and gives; may take a while.
+    def inspect(
+        self,
+        path: Path,
+        format: str,  # noqa: A002
+        options: Mapping[str, Any],
+        declared: Signature | None,
+    ) -> Signature:
+        """What a model takes and gives, as its file or else its maker says; may take a while.
 
         Raises:
             InvalidInput: it cannot be served.
@@ -75,8 +82,20 @@ class _NewVersion(_Strict):
     format: str
     options: str = "{}"
     metrics: str = "{}"
+    signature: str | None = None
     commit: str | None = None
     by: str = _ANYBODY
+
+
+class _Tensor(_Strict):
+    name: str
+    datatype: str
+    shape: list[Annotated[int, Field(ge=-1)]]
+
+
+class _Signature(_Strict):
+    inputs: list[_Tensor]
+    outputs: list[_Tensor]
 
 
 class _By(_Strict):
@@ -180,10 +199,11 @@ class _Routes:
         check_name(model, "a model")  # it names the upload, too
         options = _object(asked.options, "options")
         metrics = _figures(_object(asked.metrics, "metrics"))
+        declared = None if asked.signature is None else _declared(asked.signature)
         with tempfile.TemporaryDirectory(dir=self._incoming) as folder:
             path = Path(folder, model)
             await _receive(request, path)
-            signature = await asyncio.to_thread(self._pool.inspect, path, asked.format, options)
+            signature = await asyncio.to_thread(self._pool.inspect, path, asked.format, options, declared)
             version = await asyncio.to_thread(
                 self._registry.add_version,
                 model,
@@ -314,6 +334,10 @@ def _object(text: str, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidInput(f"{what}: give a JSON object")
     return found
+
+
+def _declared(text: str) -> Signature:
+    return signature_from_json(read(_Signature, text, "signature").model_dump())
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, float]:

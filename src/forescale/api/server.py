@@ -27,6 +27,7 @@ from forescale.engine.serve.app import App
 from forescale.engine.serve.crew import Crew
 from forescale.engine.serve.gateway import Gateway
 from forescale.engine.serve.link import ReplicaLink
+from forescale.engine.serve.roster import CrewRules
 from forescale.engine.serve.server import Server
 from forescale.profile.cores import cpu_shares
 from forescale.registry.artifacts import ArtifactStore
@@ -43,6 +44,7 @@ class ServerPlan:
         state: folder that holds everything that must survive a restart, and the replicas' logs.
         devices: how many; None: all.
         trust: whether code in models' files may run.
+        factories: names of Python functions, ``package.module:function``, that may make models.
         database: URL; None: SQLite in ``state``.
         artifacts: URL of the artifact store; None: a folder in ``state``.
     """
@@ -52,6 +54,7 @@ class ServerPlan:
     port: int = 8080
     devices: int | None = None
     trust: bool = False
+    factories: tuple[str, ...] = ()
     database: str | None = None
     artifacts: str | None = None
 
@@ -83,7 +86,8 @@ async def _serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
         log_dir = plan.state / "replicas"
         backend = stack.enter_context(LocalBackend(invitation=channel.invitation, log_dir=log_dir))
         devices = await _devices(plan.devices)
-        crew = Crew(backend, lambda process, message: link.send(process, message.to_header()), devices)
+        rules = CrewRules(factories=plan.factories)
+        crew = Crew(backend, lambda process, message: link.send(process, message.to_header()), devices, rules)
         pool = Pool(registry=registry, crew=crew, gateway=gateway, link=link, clock=clock, trust=plan.trust)
         api = management(registry, pool, _incoming(plan.state))
         server = Server(App(gateway, api=api), host=plan.host, port=plan.port)

@@ -37,6 +37,10 @@ Options = Annotated[
     list[str] | None,
     typer.Option("--option", metavar="NAME=VALUE", help="What the format has to know besides."),
 ]
+SignatureFile = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.json", help="Inputs and outputs, for formats whose files do not say it."),
+]
 Commit = Annotated[str | None, typer.Option(metavar="ID", help="Of the code that made it.")]
 Reference = Annotated[
     str | None, typer.Argument(metavar="[VERSION]", help="Number, or another alias. Default: show all.")
@@ -45,12 +49,13 @@ Remove = Annotated[bool, typer.Option("--remove", help="Take the alias away.")]
 
 
 @models.command()
-def add(  # noqa: PLR0917 - typer takes the options from the signature
+def add(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
     name: Name,
     file: Annotated[Path, typer.Argument(metavar="FILE")],
     format: Format = None,  # noqa: A002 - the option's name
     metric: Pairs = None,
     option: Options = None,
+    signature: SignatureFile = None,
     commit: Commit = None,
     url: options.Url = None,
     json: options.Json = False,
@@ -58,8 +63,17 @@ def add(  # noqa: PLR0917 - typer takes the options from the signature
     """Adds a file as a model's next version."""
     metrics = {key: _number(key, value) for key, value in map(_pair, metric or ())}
     values = {key: _value(value) for key, value in map(_pair, option or ())}
+    declared = None if signature is None else _json_of(signature)
     with connect(url) as client:
-        added = client.add_model(name, file, format=format, options=values, metrics=metrics, commit=commit)
+        added = client.add_model(
+            name,
+            file,
+            format=format,
+            options=values,
+            signature=declared,
+            metrics=metrics,
+            commit=commit,
+        )
     if json:
         print_json(added)
         return
@@ -191,6 +205,20 @@ def _number(name: str, text: str) -> float:
         return float(text)
     except ValueError as error:
         raise typer.BadParameter(f"{name} is {text!r}, not a number") from error
+
+
+def _json_of(path: Path) -> dict[str, Any]:
+    import json
+
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidInput(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InvalidInput(f"{path} must hold a JSON object with inputs and outputs")
+    return found
 
 
 def _value(text: str) -> Any:

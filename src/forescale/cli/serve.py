@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 import logging
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +35,10 @@ Trust = Annotated[
     bool,
     typer.Option("--trust", help="Also serve models that hold code, which runs with your rights."),
 ]
+Factories = Annotated[
+    list[str] | None,
+    typer.Option("--factory", metavar="MODULE:FUNCTION", help="Python function that may make models."),
+]
 Database = Annotated[
     str | None,
     typer.Option(metavar="URL", help="PostgreSQL for the registry. Default: SQLite in DIR."),
@@ -49,6 +55,7 @@ def serve(  # noqa: PLR0917 - typer takes the options from the signature
     port: Port = 8080,
     devices: Devices = None,
     trust: Trust = False,
+    factory: Factories = None,
     database: Database = None,
     artifacts: Artifacts = None,
 ) -> None:
@@ -59,19 +66,20 @@ def serve(  # noqa: PLR0917 - typer takes the options from the signature
         from forescale.api.server import serve as run
     except ModuleNotFoundError as error:
         raise InvalidInput(f"serving needs {error.name}: pip install 'forescale[serve]'") from error
-    _log_to_stderr()
     plan = ServerPlan(
         state=state,
         host=host,
         port=port,
         devices=devices,
         trust=trust,
+        factories=tuple(factory or ()),
         database=database,
         artifacts=artifacts,
     )
     if not _is_loopback(host):
         out.print(f"note: whoever reaches {host} can add, deploy and remove models", markup=False)
-    run(plan, lambda url: out.print(f"serving on {url} (Ctrl-C ends it)", markup=False, soft_wrap=True))
+    with _log_on_stderr():
+        run(plan, lambda url: out.print(f"serving on {url} (Ctrl-C ends it)", markup=False, soft_wrap=True))
     out.print("all requests answered, all replicas ended", markup=False)
 
 
@@ -82,18 +90,25 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _log_to_stderr() -> None:
+@contextmanager
+def _log_on_stderr() -> Generator[None]:
     import structlog
 
+    lines = structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"])
     structlog.configure(
         processors=[
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
-            if sys.stderr.isatty()
-            else structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+            *(
+                (structlog.dev.ConsoleRenderer(),)
+                if sys.stderr.isatty()
+                else (structlog.processors.format_exc_info, lines)
+            ),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+    try:
+        yield
+    finally:
+        structlog.reset_defaults()

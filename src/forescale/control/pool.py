@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, assert_never
@@ -30,15 +31,15 @@ from forescale.core.errors import ForescaleError, NotServed, RegistryFailed
 from forescale.core.signature import Signature
 from forescale.engine.serve import crew as engine
 from forescale.engine.serve.formats import Order, format_named
-from forescale.engine.serve.gateway import Gateway
-from forescale.engine.serve.link import ReplicaLink
+from forescale.engine.serve.gateway import Gateway, Link
 from forescale.engine.serve.messages import Failed, FromReplica, Hello, Load, Warm
 from forescale.registry.records import Deployment, DeploymentSpec, Happening
 from forescale.registry.registry import Registry
 
 _LOOK_S = 0.25  # how often it looks though nobody said that something changed
+_PAUSE_S = 1.0  # after something that the next attempt may find mended
 _BY = "forescale"
-_HOPELESS_ATTEMPTS = 2
+_HOPELESS_LOSSES = 2  # in a row, with no replica of that version getting ready between
 _PHASES = {
     engine.State.WAITING: Phase.STARTING,
     engine.State.LOADING: Phase.STARTING,
@@ -60,7 +61,7 @@ class Pool:
         registry: Registry,
         crew: engine.Crew,
         gateway: Gateway,
-        link: ReplicaLink,
+        link: Link,
         clock: Clock,
         trust: bool = False,
         scaling: ScalingRules | None = None,
@@ -72,28 +73,39 @@ class Pool:
         self._trust = trust
         self._wanted: tuple[DeploymentSpec, ...] = ()
         self._is_stale = True
+        self._is_refreshing = False
         self._loads: dict[Version, Load] = {}
         self._faults: dict[Version, str] = {}
-        self._withdrawals: dict[Version, asyncio.Task[None]] = {}
-        self._happenings: list[Happening] = []
+        self._losses: Counter[Version] = Counter()
+        self._preparing: set[Version] = set()
+        self._withdrawals: set[Version] = set()
+        self._happenings: asyncio.Queue[Happening] = asyncio.Queue()
         self._wake = asyncio.Event()
         self._shown: object = None
         self._news = asyncio.Event()
         self.change = 0
         self.is_ending = False
         self._scaler = Scaler(gateway, crew, scaling)
-        gateway.on_starving = self._wake.set
+        self._starving = asyncio.Event()
+        gateway.on_starving = self._starving.set
         link.listen(self._hear)
 
     # ---- what others ask -------------------------------------------------------------------------------
 
-    def inspect(self, path: Path, format: str, options: Mapping[str, Any]) -> Signature:  # noqa: A002
-        """What a model's file says that it takes and gives; may take a while. From any thread.
+    def inspect(
+        self,
+        path: Path,
+        format: str,  # noqa: A002 - the word for it
+        options: Mapping[str, Any],
+        declared: Signature | None,
+    ) -> Signature:
+        """What a model takes and gives, as its file or its maker says; may take a while. From any thread.
 
         Raises:
             InvalidInput: it cannot be served.
         """
-        return format_named(format).inspect(Order(path=path, options=options, trust=self._trust))
+        order = Order(path=path, options=options, signature=declared, trust=self._trust)
+        return format_named(format).inspect(order)
 
     def look_again(self) -> None:
         """The deployments have changed."""
@@ -108,8 +120,7 @@ class Pool:
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """Until ``change`` is another, at most so long."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), timeout_s)
+        await _within(timeout_s, self._news)
 
     def status(self, deployment: Deployment) -> dict[str, Any]:
         """How far a deployment is, as JSON: ``state`` is starting, serving or failing."""
@@ -139,36 +150,57 @@ class Pool:
         loop = asyncio.get_running_loop()
         loop.add_reader(self._crew.fileno(), self._wake.set)
         try:
-            while True:
-                try:
-                    await self._look()
-                except ForescaleError as error:
-                    structlog.get_logger().error("serving_step_failed", error=str(error))
-                    await asyncio.sleep(_LOOK_S)
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), _LOOK_S)
-                self._wake.clear()
+            async with asyncio.TaskGroup() as self._tasks:
+                self._tasks.create_task(self._write_down())
+                self._tasks.create_task(self._scale())
+                while True:
+                    self._wake.clear()
+                    try:
+                        self._look()
+                    except ForescaleError as error:
+                        structlog.get_logger().error("serving_step_failed", error=str(error))
+                        await asyncio.sleep(_PAUSE_S)
+                    await _within(_LOOK_S, self._wake)
         finally:
             loop.remove_reader(self._crew.fileno())
 
-    async def _look(self) -> None:
+    def _look(self) -> None:
+        """Nothing here waits, least of all for the registry: a replica may be lost at any time."""
         self._note(self._crew.poll(self._clock.monotonic_s()))
-        if self._is_stale:
-            self._is_stale = False
-            try:
-                self._wanted = tuple(
-                    found.spec for found in await asyncio.to_thread(self._registry.deployments)
-                )
-            except RegistryFailed:
-                self._is_stale = True
-                raise
-        self._happenings += await self._scaler.decide(self._wanted, self._clock.monotonic_s())
+        if self._is_stale and not self._is_refreshing:
+            self._is_stale, self._is_refreshing = False, True
+            self._tasks.create_task(self._refresh())
         for command in step(self._wanted, self._observe(), self._scaler.counts()):
-            await self._do(command)
+            self._do(command)
         self._tell()
-        happenings, self._happenings = self._happenings, []
-        for happening in happenings:
-            await asyncio.to_thread(self._registry.record, happening)
+
+    async def _refresh(self) -> None:
+        try:
+            found = await asyncio.to_thread(self._registry.deployments)
+        except RegistryFailed as error:
+            structlog.get_logger().error("deployments_unknown", error=str(error))
+            await asyncio.sleep(_PAUSE_S)
+            self._is_stale = True
+        else:
+            self._wanted = tuple(deployment.spec for deployment in found)
+        self._is_refreshing = False
+        self._wake.set()
+
+    async def _scale(self) -> None:
+        while True:
+            self._starving.clear()
+            for happening in await self._scaler.decide(self._wanted, self._clock.monotonic_s()):
+                self._happenings.put_nowait(happening)
+                self._wake.set()
+            await _within(_LOOK_S, self._starving)
+
+    async def _write_down(self) -> None:
+        while True:
+            happening = await self._happenings.get()
+            try:
+                await asyncio.to_thread(self._registry.record, happening)
+            except RegistryFailed as error:
+                structlog.get_logger().error("event_not_kept", error=str(error))
 
     def _observe(self) -> Observation:
         return Observation(
@@ -191,10 +223,12 @@ class Pool:
             unusable=frozenset(self._faults),
         )
 
-    async def _do(self, command: Command) -> None:
+    def _do(self, command: Command) -> None:
         match command:
             case Serve(version=version):
-                await self._serve(version)
+                if version not in self._preparing:
+                    self._preparing.add(version)
+                    self._tasks.create_task(self._serve(version))
             case StartReplica(version=version, device=device):
                 if version in self._loads:
                     self._crew.place(self._loads[version], device, self._clock.monotonic_s())
@@ -203,31 +237,33 @@ class Pool:
             case Prefer(version=(model, number)):
                 self._gateway.set_default(model, str(number))
             case Withdraw(version=version):
-                self._withdrawals[version] = asyncio.create_task(self._withdraw(version))
+                self._withdrawals.add(version)
+                self._tasks.create_task(self._withdraw(version))
             case _:
                 assert_never(command)
 
     async def _serve(self, version: Version) -> None:
+        """Take requests to a version when its file has been found whole."""
         model, number = version
         try:
             found = await asyncio.to_thread(self._registry.version, model, number)
             path = await asyncio.to_thread(self._registry.artifact, found)
         except ForescaleError as error:
             self._faults[version] = str(error)
-            self._happenings.append(
-                Happening(kind="version_unusable", subject=model, by=_BY, detail={"error": str(error)})
+            self._happen("version_unusable", model, {"version": number, "cause": str(error)})
+        else:
+            self._loads[version] = Load(
+                model=model,
+                version=str(number),
+                format=found.format,
+                path=str(path),
+                options=found.options,
+                signature=found.signature,
+                trust=self._trust,
             )
-            return
-        self._loads[version] = Load(
-            model=model,
-            version=str(number),
-            format=found.format,
-            path=str(path),
-            options=found.options,
-            signature=found.signature,
-            trust=self._trust,
-        )
-        self._gateway.serve(model, str(number), found.signature)
+            self._gateway.serve(model, str(number), found.signature)
+        self._preparing.remove(version)
+        self._wake.set()
 
     def _stop(self, name: str) -> None:
         process = self._crew.remove(name, self._clock.monotonic_s())
@@ -241,7 +277,8 @@ class Pool:
             if (replica.load.model, replica.load.version) == (model, str(number)):
                 self._stop(replica.name)
         self._loads.pop(version, None)
-        del self._withdrawals[version]
+        self._losses.pop(version, None)
+        self._withdrawals.remove(version)
         self._wake.set()
 
     # ---- what replicas say -----------------------------------------------------------------------------
@@ -256,21 +293,24 @@ class Pool:
             match event:
                 case engine.Ready(hello=hello):
                     self._scaler.loaded(hello.model, hello.load_s)
+                    self._losses.pop((hello.model, int(hello.version)), None)
                     detail = {"replica": event.replica, "version": hello.version, "load_s": hello.load_s}
-                    self._happen("replica_ready", event.replica, detail)
-                case engine.Lost(process=process, cause=cause):
+                    self._happen("replica_ready", hello.model, detail)
+                case engine.Lost(process=process, replica=replica, cause=cause):
                     self._gateway.lose(process)
-                    self._happen("replica_lost", event.replica, {"replica": event.replica, "cause": cause})
-                case engine.Ended(process=process):
+                    version = _version_of(replica)
+                    self._losses[version] += 1
+                    self._happen("replica_lost", version[0], {"replica": replica, "cause": cause})
+                case engine.Ended(process=process, replica=replica):
                     self._gateway.lose(process)
-                    self._happen("replica_ended", event.replica, {"replica": event.replica})
+                    self._happen("replica_ended", _version_of(replica)[0], {"replica": replica})
                 case _:
                     assert_never(event)
 
-    def _happen(self, kind: str, replica: str, detail: Mapping[str, Any]) -> None:
-        model = replica.rsplit(".", 2)[0]
-        structlog.get_logger().info(kind, **detail)
-        self._happenings.append(Happening(kind=kind, subject=model, by=_BY, detail=detail))
+    def _happen(self, kind: str, model: str, detail: Mapping[str, Any]) -> None:
+        log = structlog.get_logger()
+        (log.warning if "cause" in detail else log.info)(kind, model=model, **detail)
+        self._happenings.put_nowait(Happening(kind=kind, subject=model, by=_BY, detail=detail))
 
     # ---- what is shown ---------------------------------------------------------------------------------
 
@@ -293,8 +333,9 @@ class Pool:
         """Why a deployment does not get on, if it does not."""
         if version in self._faults:
             return self._faults[version]
-        lost = [replica for replica in replicas if replica.state is not engine.State.SERVING]
-        return next((replica.cause for replica in lost if replica.attempts >= _HOPELESS_ATTEMPTS), None)
+        if self._losses[version] < _HOPELESS_LOSSES:
+            return None
+        return next((replica.cause for replica in replicas if replica.cause), None)
 
     def _answers(self, spec: DeploymentSpec) -> bool:
         """Whether requests that name no version go to the deployed one."""
@@ -310,6 +351,19 @@ class Pool:
             return {}
         gauges = served.gauges()
         return {**served.metrics.outcomes, "waiting": gauges.waiting, "in_flight": gauges.in_flight}
+
+
+async def _within(timeout_s: float, event: asyncio.Event) -> None:
+    # Not ``wait_for``, which in Python 3.11 loses a cancellation that comes together with the event.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
+
+
+def _version_of(replica: str) -> Version:
+    """A replica is named MODEL.VERSION.NUMBER."""
+    model, number, _ = replica.rsplit(".", 2)
+    return model, int(number)
 
 
 def _replica_as_json(replica: engine.Replica) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,16 @@ class QuietPool:
         self.is_ending = False
         self.looked = 0
 
-    def inspect(self, path: Path, format: str, options: Mapping[str, Any]) -> Signature:  # noqa: A002
+    def inspect(
+        self,
+        path: Path,
+        format: str,  # noqa: A002
+        options: Mapping[str, Any],
+        declared: Signature | None,
+    ) -> Signature:
         if path.read_bytes() == b"broken":
             raise InvalidInput(f"{path.name} is broken")
-        return SIGNATURE
+        return declared or SIGNATURE
 
     def look_again(self) -> None:
         self.looked += 1
@@ -102,6 +109,13 @@ def test_a_file_becomes_a_version(ask: Ask, incoming: Path) -> None:
     assert list(incoming.iterdir()) == []
 
 
+def test_a_signature_may_be_given(ask: Ask) -> None:
+    inputs = [{"name": "ids", "datatype": "INT64", "shape": [-1, -1]}]
+    outputs = [{"name": "logits", "datatype": "FP32", "shape": [-1, 2]}]
+    version = add(ask, signature=json.dumps({"inputs": inputs, "outputs": outputs})).json()
+    assert (version["inputs"], version["outputs"]) == (inputs, outputs)
+
+
 @pytest.mark.parametrize(
     ("query", "said"),
     [
@@ -111,6 +125,8 @@ def test_a_file_becomes_a_version(ask: Ask, incoming: Path) -> None:
         ({"metrics": '{"accuracy": true}'}, "metric accuracy is not a number"),
         ({"options": "7"}, "options: give a JSON object"),
         ({"colour": "red"}, "colour: Extra inputs"),
+        ({"signature": '{"inputs": []}'}, "signature: outputs: Field required"),
+        ({"signature": '{"inputs": [], "outputs": []}'}, "a model needs an input"),
         ({"format": "a/b"}, "cannot name a format"),
         ({"by": ""}, "the maker's name"),
     ],

@@ -13,7 +13,11 @@ from forescale.cli.failure import OneLineErrors
 from forescale.cli.main import app
 from forescale.core.errors import InvalidInput, RunFailed
 
-COMMANDS = ["devices", "profile", "plan", "train", "forecast", "replay"]
+COMMANDS = [
+    *("devices", "profile", "plan", "train", "forecast", "replay"),
+    *("serve", "models", "deploy", "undeploy", "status"),
+]
+NOWHERE = ("--url", "http://127.0.0.1:9")
 
 
 def run(*words: str | Path) -> Result:
@@ -66,6 +70,20 @@ def test_no_command_shows_the_help() -> None:
         (["train", "task.py", "--steps", "3", "--report", "none/report.html"], "there is no folder none"),
         (["train", "task.py", "--steps", "3", "--report", "."], "it is a folder"),
         (["demo", "--steps", "3"], "nothing to see"),
+        (["serve", "--port", "70000"], "--port"),
+        (["serve", "--state", "/dev/null"], "cannot keep state in /dev/null"),
+        (["status", *NOWHERE], "no server at http://127.0.0.1:9: start one"),
+        (["status", "--url", "nonsense"], "'nonsense' is not a server's URL"),
+        (["deploy", "digits@1", "--min", "0"], "--min"),
+        (["deploy", "digits@1", *NOWHERE], "no server at"),
+        (["undeploy", "digits", *NOWHERE], "no server at"),
+        (["models", "list", *NOWHERE], "no server at"),
+        (["models", "add", "digits", "missing.pt2", *NOWHERE], "cannot read missing.pt2"),
+        (["models", "add", "digits", "missing.txt", *NOWHERE], "name its format"),
+        (["models", "add", "digits", "m.pt2", "--metric", "accuracy", *NOWHERE], "NAME=VALUE"),
+        (["models", "add", "digits", "m.pt2", "--metric", "accuracy=nan", *NOWHERE], "only finite"),
+        (["models", "add", "digits", "m.pt2", "--signature", "no.json", *NOWHERE], "cannot read no.json"),
+        (["models", "alias", "digits", "production", *NOWHERE], "or --remove"),
         (["forecast"], "SERIES.csv"),
         (["forecast", "missing.csv"], "missing.csv: No such file"),
         (["forecast", "."], "it is a folder"),

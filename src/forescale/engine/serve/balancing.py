@@ -16,6 +16,10 @@ _FORGETTING = 0.97
 """Weight of the past at each new observation: about the last 33 batches count."""
 
 
+_BATCHES_AHEAD = 8
+"""Batches per replica that are given out in thought; if more wait, everybody is needed."""
+
+
 class ServiceTime:
     """Seconds that a replica takes for a batch, fitted as ``fixed + per row x rows`` while it works.
 
@@ -120,7 +124,10 @@ class ReplicaLoad:
 
 
 class Balancing(Protocol):
-    """Chooses a replica for a batch."""
+    """Chooses a replica for a batch.
+
+    ``choose`` is told how many rows wait in all.
+    """
 
     def choose(
         self, replicas: Sequence[ReplicaLoad], rows: int, now_s: float, lead_s: float, /
@@ -174,20 +181,37 @@ class PowerOfTwo:
 class PredictedCompletion:
     """Whoever is predicted to answer first, though it may be busy still: then the batch waits for it.
 
-    So a slow replica gets work only when the fast ones have that much to do.
+    All that waits is given out in thought, batch after batch, until one falls to a replica that is open. So a
+    slow replica gets work only when the fast ones have that much to do.
     """
 
     def choose(
         self, replicas: Sequence[ReplicaLoad], rows: int, now_s: float, lead_s: float, /
     ) -> ReplicaLoad | None:
-        best, best_s = None, math.inf
-        for replica in replicas:
-            if replica.draining or replica.credits + len(replica.in_flight) < 1:
-                continue
-            end_s = replica.free_s(now_s) + replica.service.predict_s(rows)
-            if end_s < best_s:
-                best, best_s = replica, end_s
-        return best if best is not None and best.is_open(now_s, lead_s) else None
+        ready = {replica.name for replica in replicas if replica.is_open(now_s, lead_s)}
+        if not ready:
+            return None
+        usable = [
+            replica
+            for replica in replicas
+            if not replica.draining and replica.credits + len(replica.in_flight) > 0
+        ]
+        free_s = {replica.name: replica.free_s(now_s) for replica in usable}
+        for _ in range(_BATCHES_AHEAD * len(usable)):
+            if rows <= 0:
+                return None
+            end_s, best = min(
+                ((free_s[r.name] + r.service.predict_s(min(rows, r.max_rows)), r) for r in usable),
+                key=lambda pair: pair[0],
+            )
+            if best.name in ready:
+                return best
+            free_s[best.name] = end_s
+            rows -= best.max_rows
+        return min(
+            (replica for replica in usable if replica.name in ready),
+            key=lambda replica: replica.service.predict_s(replica.max_rows),
+        )
 
 
 def _rows_in_flight(replica: ReplicaLoad) -> int:

@@ -1,7 +1,7 @@
 """The processes behind the gateway: replicas of models, and warm spares to become some.
 
 Every process starts as a spare: it imports torch and waits. ``Crew.place`` hands a model to a warm one, which
-takes a fraction of a second, and a new spare is started behind it. A replica whose process is lost gets
+takes a fraction of a second, and a new spare is started once it serves. A replica whose process is lost gets
 another one, at once the first time and then after longer and longer pauses.
 
 Nothing here waits: ``heard`` and ``poll`` are called by the loop that owns the channel, with its time.
@@ -12,117 +12,18 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from itertools import count
 
 from forescale.core.cluster import Device
 from forescale.core.errors import PeerGone
 from forescale.engine.backend import ProcessBackend, ProcessExit, ProcessHandle, ProcessSpec
-from forescale.engine.serve.messages import (
-    Drain,
-    Failed,
-    FailureKind,
-    FromReplica,
-    Hello,
-    Load,
-    ToReplica,
-    Warm,
-)
+from forescale.engine.serve.messages import Drain, Failed, FromReplica, Hello, Load, ToReplica, Warm
+from forescale.engine.serve.roster import CrewEvent, CrewRules, Ended, Lost, Ready, Replica, State
 
 ENTRY = "forescale.engine.serve.replica:main"
 
 Send = Callable[[str, ToReplica], object]
 """Sends a message to a process by name; ``PeerGone`` when it is not connected."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CrewRules:
-    """How patient a crew is.
-
-    Attributes:
-        spares: warm processes without a model, per device.
-        starts: processes that may start at the same time; more slow each other down.
-        load_limit_s: a process that takes longer to start, or to load its model, is replaced.
-        silence_limit_s: so is one that says nothing for so long: a batch that takes longer has failed.
-        drain_limit_s: a draining one is killed after it.
-        backoff_s: pause before the second attempt in a row; doubles with each to ``backoff_limit_s``.
-            Processes that end before they are warm are counted alike, together.
-        steady_s: a replica that has served so long begins anew with its attempts: pauses are for those that
-            cannot serve, not for those that somebody kills.
-        memory_limit_bytes: of a process; 0: its device's memory.
-        factories: names of Python functions that models of the format ``factory`` may be made by.
-    """
-
-    spares: int = 1
-    starts: int = 1
-    load_limit_s: float = 120.0
-    silence_limit_s: float = 30.0
-    drain_limit_s: float = 30.0
-    backoff_s: float = 0.5
-    backoff_limit_s: float = 30.0
-    steady_s: float = 3.0
-    memory_limit_bytes: int = 0
-    factories: tuple[str, ...] = ()
-
-
-class State(StrEnum):
-    """Of a replica."""
-
-    WAITING = "waiting"  # for a process: one that starts, or the end of a pause
-    LOADING = "loading"
-    SERVING = "serving"
-    DRAINING = "draining"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Replica:
-    """One wanted replica, as it is now; it outlives its processes.
-
-    Attributes:
-        process: the address on the channel of the process that holds it, if one does.
-        cause: what ended its last process, if one was lost.
-        attempts: processes lost since it last served steadily.
-        retry_s: when it gets its next process; 0: as soon as one is warm.
-    """
-
-    name: str
-    load: Load
-    device: str
-    state: State
-    process: str | None
-    cause: str | None
-    attempts: int
-    retry_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """A replica serves from now on."""
-
-    replica: str
-    process: str
-    hello: Hello
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lost:
-    """A replica's process is gone, and with it the batches it had; the replica will get another one."""
-
-    replica: str
-    process: str
-    cause: str
-    failure: FailureKind
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ended:
-    """A replica that was taken away has finished (or been killed, with the batches it still had)."""
-
-    replica: str
-    process: str
-
-
-CrewEvent = Ready | Lost | Ended
 
 
 @dataclass(slots=True, kw_only=True)
@@ -395,7 +296,9 @@ class Crew:
             for seat in self._seats.values()
             if seat.state is State.WAITING and seat.retry_s <= now_s
         ]
-        wanted += [device for device in self._devices for _ in range(self._rules.spares)]
+        if not any(seat.state is State.LOADING for seat in self._seats.values()):
+            # Spares have time: what starts beside a model that is being loaded slows it down.
+            wanted += [device for device in self._devices for _ in range(self._rules.spares)]
         missing: list[str] = []
         for device in wanted:
             if idle[device] > 0:

@@ -91,6 +91,12 @@ class Entry(Generic[T]):
         self.number = 0
 
 
+_LOOKED_AT = 1024
+"""Requests that are looked at for one batch."""
+
+_RATE_MEMORY_S = 1.0
+"""Arrivals of about that long make the rate of a class."""
+
 _FLOWS_KNOWN = 10_000
 """Beyond, the flow that has been quiet for longest is forgotten and may start afresh."""
 
@@ -107,6 +113,17 @@ class _Class(Generic[T]):
         self.virtual_time = 0.0  # tag of whoever was served last
         self.rows = 0
         self.requests = 0
+        self._rate_rows_per_s = 0.0  # at the last arrival
+        self._arrived_s = -math.inf
+
+    def rate_rows_per_s(self, now_s: float) -> float:
+        """Rows that came lately."""
+        return self._rate_rows_per_s * math.exp((self._arrived_s - now_s) / _RATE_MEMORY_S)
+
+    def count(self, entry: Entry[T]) -> None:
+        """It came just now."""
+        self._rate_rows_per_s = self.rate_rows_per_s(entry.arrived_s) + entry.rows / _RATE_MEMORY_S
+        self._arrived_s = entry.arrived_s
 
     def tag(self, entry: Entry[T], flow: str, weight: float) -> None:
         if not self.requests:
@@ -118,12 +135,36 @@ class _Class(Generic[T]):
             del self.finish_tags[next(iter(self.finish_tags))]
 
     def put(self, entry: Entry[T]) -> None:
-        heapq.heappush(self.lines.setdefault(entry.alike, []), (entry.tag, entry.number, entry))
+        self.push(entry)
         self.rows += entry.rows
         self.requests += 1
 
-    def head(self, alike: Hashable) -> Entry[T] | None:
-        """Who is next of those alike."""
+    def push(self, entry: Entry[T]) -> None:
+        """Give it its place in line."""
+        heapq.heappush(self.lines.setdefault(entry.alike, []), (entry.tag, entry.number, entry))
+
+    def pop(self, alike: Hashable) -> Entry[T] | None:
+        """Take the next of those alike out of its line; it still counts as waiting."""
+        head = self._head(alike)
+        if head is not None:
+            heapq.heappop(self.lines[alike])
+        return head
+
+    def pop_first(self) -> Entry[T] | None:
+        """The same with the next of all."""
+        first = self.first()
+        return first and self.pop(first.alike)
+
+    def first(self) -> Entry[T] | None:
+        """Who is next of all."""
+        heads = (self._head(alike) for alike in tuple(self.lines))
+        return min(
+            (head for head in heads if head is not None),
+            key=lambda head: (head.tag, head.number),
+            default=None,
+        )
+
+    def _head(self, alike: Hashable) -> Entry[T] | None:
         line = self.lines.get(alike)
         if line is None:
             return None
@@ -133,20 +174,6 @@ class _Class(Generic[T]):
             del self.lines[alike]
             return None
         return line[0][2]
-
-    def first(self) -> Entry[T] | None:
-        """Who is next of all."""
-        heads = (self.head(alike) for alike in tuple(self.lines))
-        return min(
-            (head for head in heads if head is not None),
-            key=lambda head: (head.tag, head.number),
-            default=None,
-        )
-
-    def take(self, entry: Entry[T]) -> None:
-        """``entry`` is the head of its line and leaves it to be served."""
-        heapq.heappop(self.lines[entry.alike])
-        self.virtual_time = max(self.virtual_time, entry.tag)
 
     def sweep(self) -> None:
         """Forget entries that left in the middle of a line, if they are many."""
@@ -176,6 +203,19 @@ class ModelQueue(Generic[T]):
         """Rows that are served before a request of this class that came now."""
         return sum(waiting.rows for number, waiting in self._classes.items() if number <= priority)
 
+    def wait_s(self, priority: int, rows_per_s: float, now_s: float) -> float:
+        """Seconds until all is served that goes before a request of this class that came now.
+
+        That is what waits, and what is to be expected of the classes ahead while it waits.
+
+        Args:
+            rows_per_s: what the replicas can do.
+        """
+        ahead_rows_per_s = sum(
+            waiting.rate_rows_per_s(now_s) for number, waiting in self._classes.items() if number < priority
+        )
+        return self.rows_before(priority) / max(rows_per_s - ahead_rows_per_s, 0.01 * rows_per_s)
+
     def has_room(self, size_bytes: int) -> bool:
         policy = self.policy
         return (
@@ -187,6 +227,7 @@ class ModelQueue(Generic[T]):
         """Add a request of a client (flow)."""
         waiting = self._class(entry.priority)
         entry.number = next(self._numbers)
+        waiting.count(entry)
         waiting.tag(entry, flow, self.policy.weights.get(flow, 1.0))
         self._enter(waiting, entry)
 
@@ -220,46 +261,55 @@ class ModelQueue(Generic[T]):
         return math.inf
 
     def take(
-        self, now_s: float, *, max_rows: int, service_s: Callable[[int], float], probe: bool = False
+        self,
+        now_s: float,
+        *,
+        max_rows: int,
+        service_s: Callable[[int], float],
+        soonest_s: Callable[[int], float] | None = None,
+        probe: bool = False,
     ) -> tuple[list[Entry[T]], list[Entry[T]]]:
-        """Form the next batch.
-
-        It grows until it is full, the next in line does not fit, or one in it would miss its deadline.
+        """Form the next batch for a replica.
 
         Args:
             max_rows: most rows; a request of more of them goes alone.
-            service_s: from now to the answer of a batch of so many rows, as predicted.
+            service_s: from now to the replica's answer to a batch of so many rows, as predicted.
+            soonest_s: the same of the best of all replicas; None: this is the only one.
             probe: try the first request even if it is predicted to be late, so that a prediction that
                 is wrong is found out.
 
         Returns:
             The batch, and those that cannot be in time any more. Both have left the queue.
         """
-        batch: list[Entry[T]] = []
+        soonest_s = soonest_s or service_s
+        full_rows = min(max_rows, self.rows)
+        full_s = now_s + service_s(full_rows)
+        found: list[Entry[T]] = []
         late: list[Entry[T]] = []
-        rows, deadline_s = 0, math.inf
+        rows = 0
         for priority in self._order:
             waiting = self._classes[priority]
-            while waiting.requests:
-                entry = waiting.head(batch[0].alike) if batch else waiting.first()
+            while rows < max_rows and len(found) < _LOOKED_AT:
+                entry = waiting.pop(found[0].alike) if found else waiting.pop_first()
                 if entry is None:
                     break
-                answer_s = now_s + service_s(rows + entry.rows)
-                if batch and (rows + entry.rows > max_rows or answer_s > deadline_s):
-                    return batch, late
-                hopeless = now_s >= entry.deadline_s or (
-                    now_s + service_s(entry.rows) > entry.deadline_s and not (probe and not batch)
-                )
-                if batch and not hopeless and answer_s > entry.deadline_s:
-                    return batch, late
-                waiting.take(entry)
-                self._leave(waiting, entry)
-                if hopeless:
+                in_time = now_s + soonest_s(entry.rows) <= entry.deadline_s or (probe and not found)
+                if in_time and now_s < entry.deadline_s:
+                    found.append(entry)
+                    rows += entry.rows if entry.deadline_s >= full_s else 0
+                else:
                     late.append(entry)
-                    continue
-                batch.append(entry)
-                rows += entry.rows
-                deadline_s = max(min(deadline_s, entry.deadline_s), answer_s)
+                    self._leave(waiting, entry)
+        batch = _full(found, full_rows, max_rows, full_s) or _growing(
+            found, max_rows, now_s, service_s, probe=probe
+        )
+        for entry in batch:
+            waiting = self._classes[entry.priority]
+            waiting.virtual_time = max(waiting.virtual_time, entry.tag)
+            self._leave(waiting, entry)
+        for entry in found:
+            if entry.waiting:
+                self._classes[entry.priority].push(entry)
         return batch, late
 
     def expire(self, now_s: float) -> list[Entry[T]]:
@@ -306,3 +356,42 @@ class ModelQueue(Generic[T]):
         self.requests -= 1
         self.rows -= entry.rows
         self.waiting_bytes -= entry.size_bytes
+
+
+def _full(found: list[Entry[T]], full_rows: int, max_rows: int, full_s: float) -> list[Entry[T]]:
+    """A batch of those that have time for a full one, if they are enough for half of one; else nothing.
+
+    Whoever has less time is sacrificed: served, it would make the batch small, and so all who come after it
+    late as well (the early drop of H. Shen et al., "Nexus", SOSP 2019). It is not for a class behind its own.
+    """
+    roomy: list[Entry[T]] = []
+    rows = rows_of_first = 0
+    is_tight = False
+    for entry in found:
+        if entry.deadline_s < full_s:
+            is_tight |= entry.priority == found[0].priority
+            continue
+        if roomy and rows + entry.rows > max_rows:
+            break
+        roomy.append(entry)
+        rows += entry.rows
+        rows_of_first += entry.rows if entry.priority == found[0].priority else 0
+    return roomy if 2 * (rows_of_first if is_tight else rows) >= full_rows else []
+
+
+def _growing(
+    found: list[Entry[T]], max_rows: int, now_s: float, service_s: Callable[[int], float], *, probe: bool
+) -> list[Entry[T]]:
+    """A batch that grows until it is full, the next does not fit, or one in it would miss its deadline."""
+    batch: list[Entry[T]] = []
+    rows, deadline_s = 0, math.inf
+    for entry in found:
+        answer_s = now_s + service_s(rows + entry.rows)
+        if batch and (rows + entry.rows > max_rows or answer_s > min(deadline_s, entry.deadline_s)):
+            break
+        if answer_s > entry.deadline_s and not probe:
+            continue  # another replica may be in time
+        batch.append(entry)
+        rows += entry.rows
+        deadline_s = max(min(deadline_s, entry.deadline_s), answer_s)
+    return batch

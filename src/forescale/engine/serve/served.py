@@ -262,16 +262,18 @@ class ServedModel:
         """Predicted seconds to the answer, if the request joins the queue now; 0 if nothing is known."""
         now_s = entry.arrived_s
         rows_per_s = 0.0
-        free_s = math.inf
+        answer_s = math.inf
+        # It will share its batch: one that is alone in time only would make the batch small.
+        rows = min(self._queue.rows_before(entry.priority) + entry.rows, self.max_rows)
         for replica in self.replicas.values():
-            full_s = replica.service.predict_s(self.policy.max_rows)
+            full_s = replica.service.predict_s(self.max_rows)
             if full_s <= 0:
                 return 0.0
-            rows_per_s += self.policy.max_rows / full_s
-            free_s = min(free_s, replica.free_s(now_s) + replica.service.predict_s(entry.rows))
+            rows_per_s += self.max_rows / full_s
+            answer_s = min(answer_s, replica.free_s(now_s) + replica.service.predict_s(rows))
         if not rows_per_s:
             return 0.0
-        return free_s - now_s + self._queue.rows_before(entry.priority) / rows_per_s
+        return answer_s - now_s + self._queue.wait_s(entry.priority, rows_per_s, now_s)
 
     # ---- batches --------------------------------------------------------------------------------------
 
@@ -288,31 +290,35 @@ class ServedModel:
         if self._closed and not self.is_ready:
             self._refuse_waiting()
         wake_s = math.inf
+        usable = list(self.replicas.values())
         while queue.requests:
             if (due_s := queue.due_s()) > now_s:
                 wake_s = due_s
                 break
-            rows = min(queue.rows, self.policy.max_rows)
-            replica = self._balancing.choose(tuple(self.replicas.values()), rows, now_s, LEAD_S)
+            replica = self._balancing.choose(usable, queue.rows, now_s, LEAD_S)
             if replica is None:
                 wake_s = self._next_open_s(now_s)
                 break
-            self._run_next(replica, now_s)
+            if not self._run_next(replica, now_s):
+                usable.remove(replica)  # nobody who waits would be in time there
         self._wake_at(min(wake_s, queue.next_deadline_s(), now_s + _PATROL_S if self._batches else math.inf))
         self._idle.set()
 
-    def _run_next(self, replica: ReplicaLoad, now_s: float) -> None:
+    def _run_next(self, replica: ReplicaLoad, now_s: float) -> bool:
+        """Send a replica its next batch; whether there was one."""
         start_s = replica.free_s(now_s) - now_s
+        others = [(other.free_s(now_s) - now_s, other.service) for other in self.replicas.values()]
         batch, late = self._queue.take(
             now_s,
             max_rows=self.max_rows,
             service_s=lambda rows: start_s + replica.service.predict_s(rows),
+            soonest_s=lambda rows: min(free_s + service.predict_s(rows) for free_s, service in others),
             probe=not replica.in_flight and now_s - replica.observed_s > _PROBE_S,
         )
         for entry in late:
             _refuse(entry, TooBusy(f"{self.model} could not answer in time", retry_after_s=start_s))
         if not batch:
-            return
+            return False
         number = next(self._numbers)
         tensors, frames = pack(self._joined(batch))
         try:
@@ -321,13 +327,14 @@ class ServedModel:
             replica.draining = True  # whoever watches the process will tell that it is gone
             for entry in batch:
                 self._queue.put_back(entry, alone=entry.item.alone)
-            return
+            return False
         rows = sum(entry.rows for entry in batch)
         replica.send(number, rows, now_s)
         self._batches[number] = batch
         self.metrics.batch_rows.observe(rows)
         for entry in batch:
             self.metrics.waiting_s.observe(now_s - entry.arrived_s)
+        return True
 
     def _joined(self, batch: list[_Entry]) -> dict[str, Array]:
         if len(batch) == 1:
@@ -395,5 +402,5 @@ def _check_outputs(outputs: Outputs, signature: Signature, rows: int) -> None:
     for spec in signature.outputs:
         if spec.name not in outputs:
             raise ValueError(f"output {spec.name} is missing")
-        if len(outputs[spec.name]) != rows:
-            raise ValueError(f"output {spec.name} has {len(outputs[spec.name])} rows, not {rows}")
+        if outputs[spec.name].shape[:1] != (rows,):
+            raise ValueError(f"output {spec.name} has shape {outputs[spec.name].shape} for {rows} rows")

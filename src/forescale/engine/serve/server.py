@@ -78,7 +78,11 @@ class Server:
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._uvicorn.serve([self._socket]))
-        await self._uvicorn.listening.wait()
+        listening = asyncio.create_task(self._uvicorn.listening.wait())
+        await asyncio.wait((self._task, listening), return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            listening.cancel()
+            self._task.result()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

@@ -22,7 +22,9 @@ class TwoHeads(nn.Module):
 
     def forward(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         with torch.no_grad():
-            x = (self.embed(ids) * mask[..., None]).mean(1) * self.scale + self.shift
+            x = (self.embed(ids) * mask[..., None]).mean(1).reshape(
+                ids.shape[0], -1
+            ) * self.scale + self.shift
         return {"logits": nn.functional.gelu(self.head(x), approximate="tanh"), "length": mask.sum(1)}
 
 

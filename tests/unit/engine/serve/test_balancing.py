@@ -135,6 +135,14 @@ def test_predicted_completion_uses_a_slow_replica_when_the_fast_one_has_enough_t
     assert chosen(policy, fast, slow, rows=4) == "slow"
 
 
+def test_predicted_completion_counts_all_that_waits_not_one_batch_of_it() -> None:
+    policy = PredictedCompletion()
+    fast, slow = replica("fast", sent=(32,), row_s=0.1), replica("slow", row_s=0.4)
+    assert chosen(policy, fast, slow, rows=32) is None
+    assert chosen(policy, fast, slow, rows=200) == "slow"
+    assert chosen(policy, fast, replica("slower", row_s=100.0), rows=10**6) == "slower"
+
+
 def test_predicted_completion_gives_up_on_a_replica_that_hangs() -> None:
     policy = PredictedCompletion()
     hanging, slow = replica("hanging", sent=(1,), row_s=0.1), replica("slow", row_s=2.0)

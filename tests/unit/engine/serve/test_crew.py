@@ -10,8 +10,9 @@ from forescale.core.cluster import Device, DeviceKind
 from forescale.core.errors import PeerGone
 from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.backend import ProcessExit, ProcessHandle, ProcessSpec
-from forescale.engine.serve.crew import Crew, CrewRules, Ended, Lost, Ready, State
+from forescale.engine.serve.crew import Crew
 from forescale.engine.serve.messages import Beat, Failed, Hello, Load, ToReplica, Warm
+from forescale.engine.serve.roster import CrewRules, Ended, Lost, Ready, State
 
 CPU = Device(name="cpu0", kind=DeviceKind.CPU, memory_bytes=0)
 OTHER = Device(name="cpu1", kind=DeviceKind.CPU, memory_bytes=0)
@@ -92,18 +93,19 @@ def serving(rules: CrewRules = RULES) -> tuple[Crew, Processes, str]:
     return crew, processes, name
 
 
-def test_a_warm_spare_becomes_a_replica_at_once_and_is_replaced() -> None:
+def test_a_warm_spare_becomes_a_replica_at_once_and_is_replaced_afterwards() -> None:
     crew, processes = crew_of()
     assert list(processes.living) == ["replica-1"]
     crew.heard("replica-1", Warm(), 1.0)
     assert crew.spares() == 1
     name = crew.place(DIGITS, "cpu0", 1.0)
     assert processes.sent == [("replica-1", "load")]
-    assert list(processes.living) == ["replica-1", "replica-2"]
+    assert list(processes.living) == ["replica-1"], "a start would slow down what is being loaded"
     crew.heard("replica-1", hello("replica-1"), 1.1)
     assert crew.poll(1.1) == (Ready(replica=name, process="replica-1", hello=hello("replica-1")),)
     (replica,) = crew.replicas()
     assert (replica.state, replica.process) == (State.SERVING, "replica-1")
+    assert list(processes.living) == ["replica-1", "replica-2"]
 
 
 def test_starts_are_staggered_and_replicas_come_before_spares() -> None:
@@ -112,8 +114,13 @@ def test_starts_are_staggered_and_replicas_come_before_spares() -> None:
         crew.place(DIGITS, "cpu1", 0.0)
     crew.poll(0.0)
     assert [spec.device.name for spec in processes.started] == ["cpu0"]
-    for number in range(1, 6):
+    for number in range(1, 4):
         crew.heard(f"replica-{number}", Warm(), float(number))
+    assert [spec.device.name for spec in processes.started] == ["cpu0", "cpu1", "cpu1"]
+    for number in (2, 3):
+        crew.heard(f"replica-{number}", hello(f"replica-{number}"), 4.0)
+    crew.poll(4.0)
+    crew.heard("replica-4", Warm(), 5.0)
     assert [spec.device.name for spec in processes.started] == ["cpu0", "cpu1", "cpu1", "cpu1"]
     assert crew.spares() == 2
 

@@ -88,15 +88,35 @@ def test_who_cannot_be_in_time_is_told_at_once() -> None:
 
 
 def test_a_batch_grows_only_while_all_in_it_are_in_time() -> None:
-    waiting = queue(entry("a", deadline_s=2.5), entry("b"), entry("c"))
-    assert take(waiting, row_s=1.0)[0] == ["a", "b"]
-    waiting = queue(entry("a"), entry("b", deadline_s=1.5), entry("c"))
-    assert take(waiting, row_s=1.0) == (["a"], [])
+    waiting = queue(*(entry(name, deadline_s=2.5) for name in "abcd"))
+    assert take(waiting, row_s=1.0) == (["a", "b"], [])
+    assert take(waiting, 1.0, row_s=1.0) == (["c"], [])
+
+
+def test_who_has_time_only_for_a_small_batch_does_not_make_all_others_late() -> None:
+    waiting = queue(entry("tight", deadline_s=1.5), *(entry(name, deadline_s=9.0) for name in "abcd"))
+    assert take(waiting, row_s=1.0) == (["a", "b", "c", "d"], [])
+    assert take(waiting, 4.0, row_s=1.0) == ([], ["tight"])
+
+
+def test_nobody_is_sacrificed_to_a_class_behind() -> None:
+    waiting = queue(entry("tight", deadline_s=1.5), *(entry(name, priority=2) for name in "abcd"))
+    assert take(waiting, row_s=1.0) == (["tight"], [])
+    assert take(waiting, row_s=1.0) == (["a", "b", "c", "d"], [])
+
+
+def test_who_is_late_here_but_not_elsewhere_stays() -> None:
+    waiting = queue(entry("tight", deadline_s=1.0), entry("roomy", deadline_s=9.0))
+    soon: dict[str, Any] = {"soonest_s": lambda rows: 0.1}
+    assert take(waiting, row_s=2.0, **soon) == (["roomy"], [])
+    assert take(waiting, row_s=2.0, **soon) == ([], [])
+    assert waiting.requests == 1
+    assert take(waiting, row_s=0.1) == (["tight"], [])
 
 
 def test_a_probe_tries_what_the_prediction_calls_hopeless() -> None:
     waiting = queue(entry("a", deadline_s=1.0), entry("b", deadline_s=1.0))
-    assert take(waiting, row_s=5.0, probe=True) == (["a"], [])
+    assert take(waiting, row_s=5.0, probe=True) == (["a"], ["b"])
     waiting = queue(entry("over", deadline_s=1.0))
     assert take(waiting, 1.0, probe=True) == ([], ["over"])
 
@@ -178,3 +198,15 @@ def test_the_room_for_requests_and_bytes_ends() -> None:
 def test_rows_before_counts_this_class_and_those_ahead() -> None:
     waiting = queue(entry("a", rows=2), entry("b", priority=2), entry("c", priority=3, rows=7))
     assert [waiting.rows_before(priority) for priority in (1, 2, 3)] == [2, 3, 10]
+
+
+def test_the_wait_counts_those_ahead_who_are_still_to_come() -> None:
+    waiting = queue(*(entry("low", priority=2, rows=5) for _ in range(4)))
+    assert waiting.wait_s(2, 10.0, 0.0) == 2.0
+    for n in range(60):  # five rows a second of a class ahead
+        waiting.put(entry("high", priority=1, arrived_s=n / 5))
+        waiting.take(n / 5, max_rows=1, service_s=lambda rows: 0.0)
+    assert waiting.wait_s(1, 10.0, 12.0) == 0.0
+    assert 3.5 < waiting.wait_s(2, 10.0, 12.0) < 4.5
+    assert waiting.wait_s(2, 4.0, 12.0) > 100
+    assert 2.0 <= waiting.wait_s(2, 10.0, 30.0) < 2.01  # they come no more

@@ -7,26 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fake_replicas import DOUBLING, FakeLink, SteadyClock, settle
+from fake_replicas import DOUBLING, FakeLink, SteadyClock, request, settle
 from forescale.core.errors import BadRequest, ForescaleError, ModelFailed, NotServed, TooBusy
 from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.serve.gateway import Gateway
 from forescale.engine.serve.queues import QueuePolicy
-from forescale.engine.serve.requests import InferRequest, WantedOutput
 from forescale.engine.serve.served import LEAD_S, ServedModel
-
-
-def request(*values: float, rows: int = 1, **changed: Any) -> InferRequest:
-    inputs = np.array([values or (1.0, 2.0)] * rows, np.float32)
-    fields: dict[str, Any] = {
-        "id": None,
-        "inputs": (inputs,),
-        "rows": len(inputs),
-        "size_bytes": inputs.nbytes,
-        "free_lengths": (),
-        "outputs": (WantedOutput(name="y", binary=False),),
-    }
-    return InferRequest(**{**fields, **changed})
 
 
 class Bench:
@@ -248,7 +234,13 @@ def test_a_model_that_raises_is_the_models_fault() -> None:
 
 
 @pytest.mark.parametrize(
-    "outputs", [{"z": np.zeros((2, 2), np.float32)}, {"y": np.zeros((3, 2), np.float32)}], ids=str
+    "outputs",
+    [
+        {"z": np.zeros((2, 2), np.float32)},
+        {"y": np.zeros((3, 2), np.float32)},
+        {"y": np.zeros((), np.float32)},
+    ],
+    ids=str,
 )
 def test_outputs_that_belong_to_no_request_are_not_handed_out(outputs: dict) -> None:
     async def test() -> None:
@@ -305,7 +297,7 @@ def test_a_request_that_cannot_make_it_is_refused_at_once() -> None:
         await settle()
         error = await error_of(bench.ask(timeout_s=8.0))
         assert isinstance(error, TooBusy)
-        assert 4 < error.retry_after_s < 6
+        assert 7 < error.retry_after_s < 9
         urgent = bench.ask(timeout_s=8.0, priority=1)
         await settle()
         assert not urgent.done()

@@ -98,6 +98,23 @@ def checked_program(program: Program) -> Program:
     return {key: _checked(key, value) for key, value in kept.items()}
 
 
+def without_shapes(program: Program) -> Program:
+    """A program that knows its inputs' shapes alone.
+
+    Running needs no others, and torch spends most of the time of loading on them: each size is an expression
+    that it parses, each value a tensor without memory that it makes.
+    """
+    module = program["graph_module"]
+    graph = module["graph"]
+    inputs = {argument["as_tensor"]["name"] for argument in graph["inputs"] if "as_tensor" in argument}
+    shapeless = {"sizes": [], "strides": [], "storage_offset": {"as_int": 0}}
+    values = {
+        name: value if name in inputs else {**value, **shapeless}
+        for name, value in graph["tensor_values"].items()
+    }
+    return {**program, "graph_module": {**module, "graph": {**graph, "tensor_values": values}}}
+
+
 def checked_weights(config: Mapping[str, Any]) -> None:
     """Look through a list of weights or constants.
 

@@ -1,0 +1,98 @@
+"""What a crew goes by, what it says about its replicas, and what happens to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from forescale.engine.serve.messages import FailureKind, Hello, Load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CrewRules:
+    """How patient a crew is.
+
+    Attributes:
+        spares: warm processes without a model, per device.
+        starts: processes that may start at the same time; more slow each other down.
+        load_limit_s: a process that takes longer to start, or to load its model, is replaced.
+        silence_limit_s: so is one that says nothing for so long: a batch that takes longer has failed.
+        drain_limit_s: a draining one is killed after it.
+        backoff_s: pause before the second attempt in a row; doubles with each to ``backoff_limit_s``.
+            Processes that end before they are warm are counted alike, together.
+        steady_s: a replica that has served so long begins anew with its attempts: pauses are for those that
+            cannot serve, not for those that somebody kills.
+        memory_limit_bytes: of a process; 0: its device's memory.
+        factories: names of Python functions that models of the format ``factory`` may be made by.
+    """
+
+    spares: int = 1
+    starts: int = 1
+    load_limit_s: float = 120.0
+    silence_limit_s: float = 30.0
+    drain_limit_s: float = 30.0
+    backoff_s: float = 0.5
+    backoff_limit_s: float = 30.0
+    steady_s: float = 3.0
+    memory_limit_bytes: int = 0
+    factories: tuple[str, ...] = ()
+
+
+class State(StrEnum):
+    """Of a replica."""
+
+    WAITING = "waiting"  # for a process: one that starts, or the end of a pause
+    LOADING = "loading"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replica:
+    """One wanted replica, as it is now; it outlives its processes.
+
+    Attributes:
+        process: the address on the channel of the process that holds it, if one does.
+        cause: what ended its last process, if one was lost.
+        attempts: processes lost since it last served steadily.
+        retry_s: when it gets its next process; 0: as soon as one is warm.
+    """
+
+    name: str
+    load: Load
+    device: str
+    state: State
+    process: str | None
+    cause: str | None
+    attempts: int
+    retry_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A replica serves from now on."""
+
+    replica: str
+    process: str
+    hello: Hello
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lost:
+    """A replica's process is gone, and with it the batches it had; the replica will get another one."""
+
+    replica: str
+    process: str
+    cause: str
+    failure: FailureKind
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A replica that was taken away has finished (or been killed, with the batches it still had)."""
+
+    replica: str
+    process: str
+
+
+CrewEvent = Ready | Lost | Ended
