@@ -24,6 +24,7 @@ from forescale.core.signature import Signature
 from forescale.engine.channel import Frame
 from forescale.engine.serve.arrays import Array, pack, unpack
 from forescale.engine.serve.balancing import Balancing, ReplicaLoad
+from forescale.engine.serve.conformity import check_outputs
 from forescale.engine.serve.messages import Failed, Header, Hello, Result, Run
 from forescale.engine.serve.metrics import Gauges, ModelMetrics
 from forescale.engine.serve.queues import Entry, ModelQueue, QueuePolicy
@@ -196,7 +197,7 @@ class ServedModel:
         self.metrics.note_batch(sum(entry.rows for entry in batch), result.seconds)
         try:
             outputs = unpack(result.outputs, frames)
-            _check_outputs(outputs, self.signature, sum(entry.rows for entry in batch))
+            check_outputs(outputs, self.signature, sum(entry.rows for entry in batch))
         except ValueError as error:
             for entry in batch:
                 _refuse(entry, ModelFailed(f"{self.model} returned what it should not: {error}"))
@@ -395,12 +396,3 @@ class ServedModel:
 def _refuse(entry: _Entry, error: RequestFailed) -> None:
     if not entry.item.answer.done():
         entry.item.answer.set_exception(error)
-
-
-def _check_outputs(outputs: Outputs, signature: Signature, rows: int) -> None:
-    """ValueError if they are not what the signature says, or not a row for each."""
-    for spec in signature.outputs:
-        if spec.name not in outputs:
-            raise ValueError(f"output {spec.name} is missing")
-        if outputs[spec.name].shape[:1] != (rows,):
-            raise ValueError(f"output {spec.name} has shape {outputs[spec.name].shape} for {rows} rows")
