@@ -166,9 +166,24 @@ class Client:
         *,
         min_replicas: int = 1,
         max_replicas: int | None = None,
+        latency_ms: float | None = None,
+        priority: int = 10,
     ) -> Object:
-        """Ask for a version to be served; the deployment, with its ``state``."""
-        wanted = {"version": version, "min_replicas": min_replicas, "max_replicas": max_replicas}
+        """Ask for a version to be served; the deployment, with its ``state``.
+
+        Args:
+            min_replicas: 0: none while nothing is asked of it.
+            max_replicas: None: as many as at least, and at least one.
+            latency_ms: in which requests are to be answered.
+            priority: class, from 1 (first) on, in which models get replicas when there is no room for all.
+        """
+        wanted = {
+            "version": version,
+            "min_replicas": min_replicas,
+            "max_replicas": max_replicas,
+            "latency_ms": latency_ms,
+            "priority": priority,
+        }
         return self._ask("PUT", f"/deployments/{_quoted(model)}", params={"by": self._user}, json=wanted)
 
     def undeploy(self, model: str) -> None:

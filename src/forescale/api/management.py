@@ -16,6 +16,7 @@ from forescale.api.http import Answer, Refused, Request, Router, read
 from forescale.core.errors import InvalidInput
 from forescale.core.signature import Signature
 from forescale.registry.records import (
+    LAST_PRIORITY,
     AliasChange,
     Deployment,
     DeploymentSpec,
@@ -107,8 +108,10 @@ class _NewAlias(_Strict):
 
 class _NewDeployment(_Strict):
     version: int | str
-    min_replicas: int = Field(default=1, ge=1)
+    min_replicas: int = Field(default=1, ge=0)
     max_replicas: int | None = Field(default=None, ge=1)
+    latency_ms: float | None = Field(default=None, gt=0.0)
+    priority: int = Field(default=10, ge=1, le=LAST_PRIORITY)
 
 
 class _Waiting(_Strict):
@@ -248,9 +251,13 @@ class _Routes:
 
         def deploy() -> Deployment:
             number = self._registry.version(model, wanted.version).number
-            most = wanted.max_replicas or wanted.min_replicas
             spec = DeploymentSpec(
-                model=model, number=number, min_replicas=wanted.min_replicas, max_replicas=most
+                model=model,
+                number=number,
+                min_replicas=wanted.min_replicas,
+                max_replicas=wanted.max_replicas or max(wanted.min_replicas, 1),
+                latency_s=None if wanted.latency_ms is None else wanted.latency_ms / 1e3,
+                priority=wanted.priority,
             )
             return self._registry.deploy(spec, by=by)
 
@@ -276,6 +283,8 @@ class _Routes:
             "version": spec.number,
             "min_replicas": spec.min_replicas,
             "max_replicas": spec.max_replicas,
+            "latency_ms": spec.latency_s and spec.latency_s * 1e3,
+            "priority": spec.priority,
             "deployed_at_s": deployment.deployed_at_s,
             "deployed_by": deployment.deployed_by,
             **self._pool.status(deployment),

@@ -21,9 +21,25 @@ if TYPE_CHECKING:
 _REFRESH_S = 1.0
 
 Model = Annotated[str, typer.Argument(metavar="NAME@VERSION", help="VERSION: a number or an alias.")]
-Least = Annotated[int, typer.Option("--min", min=1, metavar="N", help="Replicas at least.")]
+Least = Annotated[
+    int, typer.Option("--min", min=0, metavar="N", help="Replicas at least. 0: none while nothing is asked.")
+]
 Most = Annotated[
     int | None, typer.Option("--max", min=1, metavar="N", help="Replicas at most. Default: as many as --min.")
+]
+Latency = Annotated[
+    float | None,
+    typer.Option("--latency-ms", min=0.001, metavar="MS", help="In which requests are to be answered."),
+]
+Priority = Annotated[
+    int,
+    typer.Option(
+        "--priority",
+        min=1,
+        max=1000,
+        metavar="N",
+        help="Class, from 1 (first) on, in which models get replicas when there is no room for all.",
+    ),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Return when it serves, or say why it cannot.")]
 Timeout = Annotated[
@@ -32,10 +48,12 @@ Timeout = Annotated[
 Watch = Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")]
 
 
-def deploy(  # noqa: PLR0917 - typer takes the options from the signature
+def deploy(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
     model: Model,
     min: Least = 1,  # noqa: A002 - the option's name
     max: Most = None,  # noqa: A002
+    latency_ms: Latency = None,
+    priority: Priority = 10,
     wait: Wait = False,
     timeout_s: Timeout = 300.0,
     url: options.Url = None,
@@ -44,7 +62,9 @@ def deploy(  # noqa: PLR0917 - typer takes the options from the signature
     """Serves a version of a model, in place of the one that is served; no request is lost."""
     with connect(url) as client:
         name, version = _reference(client, model)
-        deployment = client.deploy(name, version, min_replicas=min, max_replicas=max)
+        deployment = client.deploy(
+            name, version, min_replicas=min, max_replicas=max, latency_ms=latency_ms, priority=priority
+        )
         label = f"{name}@{deployment['version']}"
         if wait:
             with spinner() as say:
@@ -100,7 +120,11 @@ def _reference(client: Client, text: str) -> tuple[str, str]:
 def _progress(deployment: dict[str, Any]) -> str:
     replicas = [replica for replica in deployment["replicas"] if replica["version"] == deployment["version"]]
     ready = sum(replica["state"] == "serving" for replica in replicas)
-    return f"{deployment['state']}, {ready} of {deployment['min_replicas']} replicas are ready"
+    return f"{deployment['state']}, {ready} of {deployment['scaling']['wanted']} replicas are ready"
+
+
+def _figure(per_s: float | None) -> str:
+    return "" if per_s is None else f"{per_s:.3g}" if per_s < 1000 else f"{per_s:.0f}"
 
 
 def _picture(client: Client) -> RenderableType:
@@ -114,6 +138,9 @@ def _picture(client: Client) -> RenderableType:
         "model",
         "state",
         ">replicas",
+        ">rows/s",
+        ">expected",
+        ">per replica",
         ">waiting",
         ">in flight",
         ">ok",
@@ -128,9 +155,10 @@ def _picture(client: Client) -> RenderableType:
         shown.add_row(
             f"{found['model']}@{found['version']}",
             found["state"],
-            f"{ready}/{found['min_replicas']}",
+            f"{ready}/{found['scaling']['wanted']}",
+            *(_figure(found["scaling"][name]) for name in ("rows_per_s", "peak_per_s", "capacity_per_s")),
             *(str(counts.get(name, 0)) for name in ("waiting", "in_flight", "ok", "refused", "failed")),
-            found["error"] or "",
+            found["error"] or found["scaling"]["reason"],
         )
         for replica in found["replicas"]:
             replicas.add_row(

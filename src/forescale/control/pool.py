@@ -11,6 +11,8 @@ from typing import Any, assert_never
 
 import structlog
 
+from forescale.control.scaler import Scaler
+from forescale.control.scaling import ScalingRules
 from forescale.control.serving import (
     Command,
     Observation,
@@ -62,6 +64,7 @@ class Pool:
         link: Link,
         clock: Clock,
         trust: bool = False,
+        scaling: ScalingRules | None = None,
     ) -> None:
         self._registry = registry
         self._crew = crew
@@ -82,6 +85,9 @@ class Pool:
         self._news = asyncio.Event()
         self.change = 0
         self.is_ending = False
+        self._scaler = Scaler(gateway, crew, scaling)
+        self._starving = asyncio.Event()
+        gateway.on_starving = self._starving.set
         link.listen(self._hear)
 
     # ---- what others ask -------------------------------------------------------------------------------
@@ -123,13 +129,15 @@ class Pool:
         mine = [replica for replica in replicas if replica.load.version == str(spec.number)]
         serving = sum(replica.state is engine.State.SERVING for replica in mine)
         error = self._error((spec.model, spec.number), mine)
-        if serving >= spec.min_replicas and self._answers(spec):
+        scaling = self._scaler.status(spec)
+        if serving >= min(max(spec.min_replicas, 1), scaling["wanted"]) and self._answers(spec):
             state = "serving"
         else:
             state = "failing" if error else "starting"
         return {
             "state": state,
             "error": error,
+            "scaling": scaling,
             "change": self.change,
             "replicas": [_replica_as_json(replica) for replica in replicas],
             "requests": self._counts(spec.model),
@@ -144,6 +152,7 @@ class Pool:
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 self._tasks.create_task(self._write_down())
+                self._tasks.create_task(self._scale())
                 while True:
                     self._wake.clear()
                     try:
@@ -161,7 +170,7 @@ class Pool:
         if self._is_stale and not self._is_refreshing:
             self._is_stale, self._is_refreshing = False, True
             self._tasks.create_task(self._refresh())
-        for command in step(self._wanted, self._observe()):
+        for command in step(self._wanted, self._observe(), self._scaler.counts()):
             self._do(command)
         self._tell()
 
@@ -176,6 +185,14 @@ class Pool:
             self._wanted = tuple(deployment.spec for deployment in found)
         self._is_refreshing = False
         self._wake.set()
+
+    async def _scale(self) -> None:
+        while True:
+            self._starving.clear()
+            for happening in await self._scaler.decide(self._wanted, self._clock.monotonic_s()):
+                self._happenings.put_nowait(happening)
+                self._wake.set()
+            await _within(_LOOK_S, self._starving)
 
     async def _write_down(self) -> None:
         while True:
@@ -275,6 +292,7 @@ class Pool:
         for event in events:
             match event:
                 case engine.Ready(hello=hello):
+                    self._scaler.loaded(hello.model, hello.load_s)
                     self._losses.pop((hello.model, int(hello.version)), None)
                     detail = {"replica": event.replica, "version": hello.version, "load_s": hello.load_s}
                     self._happen("replica_ready", hello.model, detail)
@@ -303,6 +321,7 @@ class Pool:
             tuple((served.model, served.version) for served in self._gateway.all()),
             tuple(self._faults.items()),
             self._wanted,
+            self._scaler.counts(),
         )
         if shown != self._shown:
             self._shown = shown

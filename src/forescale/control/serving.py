@@ -11,7 +11,7 @@ that its process is replaced when it is lost is not decided again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -93,11 +93,17 @@ class Withdraw:
 Command = Serve | StartReplica | StopReplica | Prefer | Withdraw
 
 
-def step(wanted: Sequence[DeploymentSpec], seen: Observation) -> tuple[Command, ...]:
-    """What to do, in this order."""
+def step(
+    wanted: Sequence[DeploymentSpec], seen: Observation, counts: Mapping[str, int] | None = None
+) -> tuple[Command, ...]:
+    """What to do, in this order.
+
+    Args:
+        counts: replicas that a model is to have now; where nothing is said, what its deployment allows.
+    """
     loads = Counter(dict.fromkeys(seen.devices, 0))
     loads.update(replica.device for replica in seen.replicas)
-    commands = [command for spec in wanted for command in _towards(spec, seen, loads)]
+    commands = [command for spec in wanted for command in _towards(spec, seen, counts or {}, loads)]
     deployed = {spec.model for spec in wanted}
     commands += [Withdraw(version=version) for version in sorted(seen.served) if version[0] not in deployed]
     known = seen.served | seen.withdrawn | {(spec.model, spec.number) for spec in wanted}
@@ -109,8 +115,12 @@ def step(wanted: Sequence[DeploymentSpec], seen: Observation) -> tuple[Command, 
     return tuple(commands)
 
 
-def _towards(spec: DeploymentSpec, seen: Observation, loads: Counter[str]) -> Iterator[Command]:
+def _towards(
+    spec: DeploymentSpec, seen: Observation, counts: Mapping[str, int], loads: Counter[str]
+) -> Iterator[Command]:
     version = spec.model, spec.number
+    least = counts.get(spec.model, spec.min_replicas)
+    most = counts.get(spec.model, spec.max_replicas)
     if version in seen.withdrawn:
         return  # it was wanted no more and is again: served anew when its last answers are given
     if version in seen.unusable:
@@ -122,14 +132,19 @@ def _towards(spec: DeploymentSpec, seen: Observation, loads: Counter[str]) -> It
         for replica in seen.replicas
         if replica.version == version and replica.phase is not Phase.LEAVING
     ]
-    for _ in range(spec.min_replicas - len(mine)):
-        device = min(seen.devices, key=lambda name: loads[name])
+    own = Counter(replica.device for replica in mine)
+    others = [other for other in sorted(seen.served) if other[0] == spec.model and other != version]
+    if others:
+        least, most = max(least, 1), max(most, 1)  # it must be seen to serve before it takes over
+    for _ in range(least - len(mine)):
+        # Two replicas of a model on a device would share what one could use alone.
+        device = min(seen.devices, key=lambda name: (own[name], loads[name]))
+        own[device] += 1
         loads[device] += 1
         yield StartReplica(version=version, device=device)
     # Those that are not ready cost least to lose; of the others the newest go.
-    surplus = sorted(mine, key=lambda replica: replica.phase is not Phase.READY)[spec.max_replicas :]
+    surplus = sorted(mine, key=lambda replica: replica.phase is not Phase.READY)[most:]
     yield from (StopReplica(name=replica.name) for replica in surplus)
-    others = [other for other in sorted(seen.served) if other[0] == spec.model and other != version]
-    if others and sum(replica.phase is Phase.READY for replica in mine) >= spec.min_replicas:
+    if others and sum(replica.phase is Phase.READY for replica in mine) >= least:
         yield Prefer(version=version)
         yield from (Withdraw(version=other) for other in others)

@@ -13,6 +13,7 @@ from forescale.core.signature import Signature, TensorSpec
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TEXT_LIMIT = 200
+LAST_PRIORITY = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,14 +69,20 @@ class AliasChange:
 class DeploymentSpec:
     """Which version of a model is to be served, by how many replicas.
 
+    Attributes:
+        latency_s: in which requests are to be answered; None: nobody said.
+        priority: class, from 1 (first) on, in which models get replicas when there is no room for all.
+
     Raises:
-        InvalidInput: the numbers of replicas contradict each other.
+        InvalidInput: the numbers of replicas contradict each other, or a figure is out of range.
     """
 
     model: str
     number: int
     min_replicas: int = 1
     max_replicas: int = 1
+    latency_s: float | None = None
+    priority: int = 10
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
@@ -83,6 +90,10 @@ class DeploymentSpec:
                 f"{self.model}: from {self.min_replicas} to {self.max_replicas} replicas is not possible; "
                 "the least must be 0 or more, the most 1 or more and not below the least"
             )
+        if self.latency_s is not None and not 0.0 < self.latency_s < math.inf:
+            raise InvalidInput(f"{self.model}: a latency of {self.latency_s} s is not possible")
+        if not 1 <= self.priority <= LAST_PRIORITY:
+            raise InvalidInput(f"{self.model}: priorities go from 1 (first) to {LAST_PRIORITY}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

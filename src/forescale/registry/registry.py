@@ -187,6 +187,8 @@ class Registry:
             "number": spec.number,
             "min_replicas": spec.min_replicas,
             "max_replicas": spec.max_replicas,
+            "latency_s": spec.latency_s,
+            "priority": spec.priority,
         }
         with self._database.writing() as connection:
             _find(connection, spec.model, spec.number)
@@ -329,6 +331,8 @@ def _deployment(row: Row[Any]) -> Deployment:
         number=row.number,
         min_replicas=row.min_replicas,
         max_replicas=row.max_replicas,
+        latency_s=row.latency_s,
+        priority=row.priority,
     )
     return Deployment(spec=spec, deployed_at_s=row.deployed_at_s, deployed_by=row.deployed_by)
 

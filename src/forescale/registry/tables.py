@@ -58,6 +58,8 @@ deployments = Table(
     Column("number", Integer, nullable=False),
     Column("min_replicas", Integer, nullable=False),
     Column("max_replicas", Integer, nullable=False),
+    Column("latency_s", Float(53)),
+    Column("priority", Integer, nullable=False, server_default="10"),
     Column("deployed_at_s", Float(53), nullable=False),
     Column("deployed_by", String(200), nullable=False),
     ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"]),

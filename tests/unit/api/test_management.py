@@ -229,7 +229,7 @@ def test_who_asks_again_waits_for_a_change(ask: Ask, pool: QuietPool) -> None:
         (b"{", "Invalid JSON"),
         (b"[]", "should be an object"),
         (b"{}", "version: Field required"),
-        (b'{"version": 1, "min_replicas": 0}', "min_replicas: "),
+        (b'{"version": 1, "min_replicas": -1}', "min_replicas: "),
         (b'{"version": 1, "min_replicas": 2, "max_replicas": 1}', "is not possible"),
         (b'{"version": 1, "minimum": 2}', "minimum: Extra inputs"),
         (b'{"version": 1.5}', "version"),

@@ -108,3 +108,26 @@ def test_a_version_that_cannot_be_used_leaves_the_old_one_in_place() -> None:
 def test_a_replica_of_nothing_is_stopped() -> None:
     assert step([], seen(replica("a"), served=())) == (StopReplica(name="a"),)
     assert step([], seen(replica("a", phase=Phase.LEAVING), served=())) == ()
+
+
+def test_scaling_says_how_many_replicas_within_what_is_deployed() -> None:
+    wanted = [deployed(least=1, most=4)]
+    assert step(wanted, seen(replica("a")), {"digits": 3}) == (start(), start())
+    there = seen(replica("a"), replica("b"), replica("c"))
+    assert step(wanted, there, {"digits": 2}) == (StopReplica(name="c"),)
+    assert step([deployed(least=0, most=1)], seen(replica("a")), {"digits": 0}) == (StopReplica(name="a"),)
+
+
+def test_a_new_version_of_a_model_that_sleeps_is_seen_to_serve_first() -> None:
+    wanted, none = [deployed(2, least=0, most=1)], {"digits": 0}
+    assert step(wanted, seen(served=(ONE, TWO)), none) == (start(TWO),)
+    there = seen(replica("a", TWO), served=(ONE, TWO))
+    assert step(wanted, there, none) == (Prefer(version=TWO), Withdraw(version=ONE))
+    assert step(wanted, seen(replica("a", TWO), served=(TWO,)), none) == (StopReplica(name="a"),)
+
+
+def test_replicas_of_a_model_go_to_devices_without_one() -> None:
+    others = [replica(name, ("words", 1), device="cpu1") for name in "xy"]
+    there = seen(replica("a"), *others, served=[ONE, ("words", 1)], devices=("cpu0", "cpu1"))
+    wanted = [deployed(least=2), DeploymentSpec(model="words", number=1, min_replicas=2, max_replicas=2)]
+    assert step(wanted, there) == (start(device="cpu1"),)

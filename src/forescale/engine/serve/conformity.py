@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from forescale.core.signature import TensorSpec
+from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.serve.arrays import DTYPES, Array
 
 
@@ -52,3 +52,12 @@ def rows_of(arrays: Mapping[str, Array]) -> int:
 
 def _shape(spec: TensorSpec) -> str:
     return f"({', '.join('any' if length is None else str(length) for length in spec.shape)})"
+
+
+def check_outputs(outputs: Mapping[str, Array], signature: Signature, rows: int) -> None:
+    """ValueError if they are not what the signature says, or not a row for each."""
+    for spec in signature.outputs:
+        if spec.name not in outputs:
+            raise ValueError(f"output {spec.name} is missing")
+        if outputs[spec.name].shape[:1] != (rows,):
+            raise ValueError(f"output {spec.name} has shape {outputs[spec.name].shape} for {rows} rows")

@@ -74,6 +74,9 @@ class Crew:
         backend: runs the processes. The crew reads its ``exits``; nobody else may.
         send: to a process.
         devices: where processes may run; spares are kept on each.
+
+    Attributes:
+        warm_up_s: what the last process took to become a spare.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class Crew:
         self._events: deque[CrewEvent] = deque()
         self._stillborn = 0
         self._start_s = 0.0  # no process is started before
+        self.warm_up_s = 5.0
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -147,10 +151,12 @@ class Crew:
         process = self._processes.get(name)
         if process is None:
             return
+        silent_s = now_s - process.heard_s
         process.heard_s = now_s
         match message:
             case Warm():
                 process.warm = True
+                self.warm_up_s = silent_s
                 self._stillborn = 0
                 self._advance(now_s)
             case Hello() if process.seat and not process.seat.leaving:

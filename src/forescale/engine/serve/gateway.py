@@ -33,6 +33,9 @@ class Gateway:
 
     Replicas are not started here. One joins by saying hello over the link; whoever watches its process calls
     ``lose`` when that ended. Use it in the thread of the event loop that the link is opened in.
+
+    Attributes:
+        on_starving: called when a request comes to a model without replicas.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Gateway:
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._defaults: dict[str, str] = {}
         self._homes: dict[str, ServedModel] = {}
+        self.on_starving: Callable[[], object] = lambda: None
         link.listen(self._hear)
 
     def serve(
@@ -67,6 +71,7 @@ class Gateway:
             send=self._link.send,
             balancing=self._balancing(),
             clock=self._clock,
+            on_starving=self._starve,
         )
         self._defaults.setdefault(model, version)
         return served
@@ -137,6 +142,9 @@ class Gateway:
         for served in tuple(self.all()):
             served.abandon()
             self._forget(served)
+
+    def _starve(self) -> None:
+        self.on_starving()
 
     def _forget(self, served: ServedModel) -> None:
         versions = self._models[served.model]

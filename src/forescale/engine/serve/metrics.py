@@ -9,6 +9,9 @@ from dataclasses import dataclass
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
+_NEWS = 0.1
+"""Weight of a new batch against those before: about the last ten of its size count."""
+
 Sample = tuple[Mapping[str, str], float]
 
 
@@ -38,6 +41,7 @@ class ModelMetrics:
         waiting_s: from there to when it was sent to a replica.
         batch_rows: rows of the batches sent.
         busy_s: what replicas took for all batches together.
+        arrived_rows: of all requests that fit the model, whatever became of them.
     """
 
     def __init__(self) -> None:
@@ -47,6 +51,22 @@ class ModelMetrics:
         self.batch_rows = Histogram(ROWS)
         self.busy_s = 0.0
         self.retries = 0
+        self.arrived_rows = 0
+        self._batches: dict[int, tuple[float, float]] = {}
+
+    def note_batch(self, rows: int, seconds: float) -> None:
+        """A replica answered a batch."""
+        self.busy_s += seconds
+        size = rows.bit_length()  # batches of 2^(n-1) up to 2^n rows are taken together
+        known_rows, known_s = self._batches.get(size, (rows, seconds))
+        self._batches[size] = (
+            known_rows + (rows - known_rows) * _NEWS,
+            known_s + (seconds - known_s) * _NEWS,
+        )
+
+    def batch_times(self) -> tuple[tuple[float, float], ...]:
+        """Mean rows and seconds of the latest batches, by size; ascending."""
+        return tuple(self._batches[size] for size in sorted(self._batches))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +98,12 @@ def exposition(models: Iterable[tuple[str, str, ModelMetrics, Gauges]]) -> bytes
         "counter",
         "Requests sent once more because their replica or their batch failed.",
         [(labels, metrics.retries) for labels, metrics, _ in known],
+    )
+    lines += _family(
+        "forescale_request_rows_total",
+        "counter",
+        "Rows of the requests that fit the model, whatever became of them.",
+        [(labels, metrics.arrived_rows) for labels, metrics, _ in known],
     )
     lines += _family(
         "forescale_replica_busy_seconds_total",

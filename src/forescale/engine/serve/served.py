@@ -24,6 +24,7 @@ from forescale.core.signature import Signature
 from forescale.engine.channel import Frame
 from forescale.engine.serve.arrays import Array, pack, unpack
 from forescale.engine.serve.balancing import Balancing, ReplicaLoad
+from forescale.engine.serve.conformity import check_outputs
 from forescale.engine.serve.messages import Failed, Header, Hello, Result, Run
 from forescale.engine.serve.metrics import Gauges, ModelMetrics
 from forescale.engine.serve.queues import Entry, ModelQueue, QueuePolicy
@@ -58,6 +59,9 @@ _Entry = Entry[_Job]
 class ServedModel:
     """Answers requests to one version of a model, in the event loop it was made in.
 
+    Args:
+        on_starving: called when a request waits and there is no replica at all.
+
     Attributes:
         max_rows: most rows of a batch; a model whose number of rows is fixed takes one request at a time.
     """
@@ -72,6 +76,7 @@ class ServedModel:
         send: Send,
         balancing: Balancing,
         clock: Clock,
+        on_starving: Callable[[], object] = lambda: None,
     ) -> None:
         self.model = model
         self.version = version
@@ -83,6 +88,7 @@ class ServedModel:
         self._send = send
         self._balancing = balancing
         self._clock = clock
+        self._on_starving = on_starving
         self._loop = asyncio.get_running_loop()
         self._batches: dict[int, list[_Entry]] = {}
         self._numbers = itertools.count(1)
@@ -117,6 +123,7 @@ class ServedModel:
         """
         arrived_s = self._clock.monotonic_s()
         outcomes = self.metrics.outcomes
+        self.metrics.arrived_rows += request.rows
         timeout_s = self.policy.timeout_s if request.timeout_s is None else request.timeout_s
         answer: asyncio.Future[Outputs] = self._loop.create_future()
         entry = Entry(
@@ -131,6 +138,8 @@ class ServedModel:
         try:
             self._admit(entry)
             self._queue.put(entry, flow)
+            if not self.replicas:
+                self._on_starving()
             self._dispatch_soon()
             outputs = await answer
         except asyncio.CancelledError:
@@ -185,10 +194,10 @@ class ServedModel:
         self._dispatch()  # first: so that the replica waits for nobody
         if batch is None:
             return
-        self.metrics.busy_s += result.seconds
+        self.metrics.note_batch(sum(entry.rows for entry in batch), result.seconds)
         try:
             outputs = unpack(result.outputs, frames)
-            _check_outputs(outputs, self.signature, sum(entry.rows for entry in batch))
+            check_outputs(outputs, self.signature, sum(entry.rows for entry in batch))
         except ValueError as error:
             for entry in batch:
                 _refuse(entry, ModelFailed(f"{self.model} returned what it should not: {error}"))
@@ -387,12 +396,3 @@ class ServedModel:
 def _refuse(entry: _Entry, error: RequestFailed) -> None:
     if not entry.item.answer.done():
         entry.item.answer.set_exception(error)
-
-
-def _check_outputs(outputs: Outputs, signature: Signature, rows: int) -> None:
-    """ValueError if they are not what the signature says, or not a row for each."""
-    for spec in signature.outputs:
-        if spec.name not in outputs:
-            raise ValueError(f"output {spec.name} is missing")
-        if outputs[spec.name].shape[:1] != (rows,):
-            raise ValueError(f"output {spec.name} has shape {outputs[spec.name].shape} for {rows} rows")
