@@ -16,8 +16,13 @@ help:
 demo: $(READY)
 	@$(BIN)/forescale demo --out demo-output
 
+# These neither need a machine of their own nor measure time, so they run side by side.
+APART := tests/property tests/simulation tests/unit/test_architecture.py \
+	$(addprefix tests/unit/,cli control forecast graph plan)
+
 test: check
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n 2 --dist worksteal $(APART)
+	@$(BIN)/pytest $(APART:%=--ignore=%)
 
 check: $(READY)
 	@$(BIN)/ruff format --check --quiet .

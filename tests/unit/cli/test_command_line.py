@@ -74,7 +74,7 @@ def test_no_command_shows_the_help() -> None:
         (["serve", "--state", "/dev/null"], "cannot keep state in /dev/null"),
         (["status", *NOWHERE], "no server at http://127.0.0.1:9: start one"),
         (["status", "--url", "nonsense"], "'nonsense' is not a server's URL"),
-        (["deploy", "digits@1", "--min", "0"], "--min"),
+        (["deploy", "digits@1", "--min", "-1"], "--min"),
         (["deploy", "digits@1", *NOWHERE], "no server at"),
         (["undeploy", "digits", *NOWHERE], "no server at"),
         (["models", "list", *NOWHERE], "no server at"),
