@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +14,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from forescale.core.errors import InvalidInput, RegistryFailed
@@ -37,7 +39,7 @@ class Database:
         self._engine = _engine(url)
         self._reading = self._engine.execution_options(read_only=True)
         try:
-            with self.writing() as connection:
+            with _opening(self._engine.url), self.writing() as connection:
                 _migrate(connection)
         except BaseException:
             self.close()
@@ -58,6 +60,26 @@ class Database:
     def close(self) -> None:
         """Let go of the database. Harmless the second time."""
         self._engine.dispose()
+
+
+@contextmanager
+def _opening(url: URL) -> Generator[None]:
+    """One at a time: of two that switch a new SQLite file to its log together, one is refused at once."""
+    if url.get_backend_name() != "sqlite" or url.database in (None, "", ":memory:"):
+        yield
+        return
+    path = f"{url.database}.opening"
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        raise RegistryFailed(
+            f"the registry's database failed: unable to open {path}: {error.strerror}"
+        ) from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _engine(url: str) -> Engine:
