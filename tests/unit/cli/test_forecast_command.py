@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
@@ -12,32 +11,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
+from forecast_command import error, forecast, run
 from forescale.cli import console, forecast_learning
 from forescale.cli.forecast_view import duration
-from forescale.cli.main import app
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
-
-
-def run(*words: str | Path) -> Result:
-    return CliRunner().invoke(app, ["forecast", *(str(word) for word in words)])
-
-
-def forecast(*words: str | Path) -> dict[str, Any]:
-    result = run(*words, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-def error(*words: str | Path) -> str:
-    result = run(*words)
-    assert result.exit_code == 2
-    assert not result.stdout
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
 
 
 def counts(length: int = 400, *, seed: int = 0) -> list[int]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import json
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
 
-from forescale.cli.main import app
+from forecast_command import error, forecast, run
 from forescale.forecast import refit
 
 START = datetime(2026, 3, 1, tzinfo=UTC)
@@ -22,24 +19,6 @@ CAMPAIGNS = (60, 117, 190, 236, 301, 350, 391, LENGTH + 3)
 """Steps at which campaigns of ten steps begin, the last one to come."""
 
 needs_lightgbm = pytest.mark.skipif(find_spec("lightgbm") is None, reason="forescale[forecast]")
-
-
-def run(*words: str | Path) -> Result:
-    return CliRunner().invoke(app, ["forecast", *(str(word) for word in words)])
-
-
-def forecast(*words: str | Path) -> dict[str, Any]:
-    result = run(*words, "--json")
-    assert result.exit_code == 0, result.stderr
-    return json.loads(result.stdout)
-
-
-def error(*words: str | Path) -> str:
-    result = run(*words)
-    assert result.exit_code == 2
-    assert not result.stdout
-    assert result.stderr.count("\n") == 1
-    return result.stderr
 
 
 def at(step: float) -> str:
