@@ -181,6 +181,41 @@ def test_a_file_that_is_no_safetensors(tmp_path: Path) -> None:
         safetensors.load(Order(path=tmp_path / "m.safetensors", options=BERT, signature=TEXT), CPU)
 
 
+IMAGES = Signature(
+    inputs=(TensorSpec(name="image", datatype="FP32", shape=(None, 3, 32, 32)),),
+    outputs=(TensorSpec(name="logits", datatype="FP32", shape=(None, 5)),),
+)
+
+
+def test_a_model_of_timm_from_its_weights_alone(tmp_path: Path) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = timm.create_model("resnet10t", num_classes=5).eval()
+    save_file(model.state_dict(), tmp_path / "m.safetensors")
+    options = {"architecture": "timm/resnet10t", "config": {"num_classes": 5}}
+    order = Order(path=tmp_path / "m.safetensors", options=options, signature=IMAGES)
+    images = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
+    with torch.no_grad():
+        expected = model(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(
+        safetensors.load(order, CPU).run({"image": images})["logits"], expected, rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("key", ["pretrained", "pretrained_cfg_overlay", "checkpoint_path"])
+def test_models_of_timm_that_would_fetch_weights_are_refused(key: str) -> None:
+    options = {"architecture": "timm/resnet10t", "config": {key: "elsewhere"}}
+    with pytest.raises(UntrustedModel, match=key):
+        safetensors.inspect(Order(path=Path("unused"), options=options, signature=IMAGES))
+
+
+def test_a_model_of_timm_has_one_input() -> None:
+    two = Signature(inputs=(*IMAGES.inputs, *POINTS.inputs), outputs=IMAGES.outputs)
+    order = Order(path=Path("unused"), options={"architecture": "timm/resnet10t"}, signature=two)
+    with pytest.raises(InvalidInput, match="has one input and one output"):
+        safetensors.inspect(order)
+
+
 # --- ONNX ------------------------------------------------------------------------------------------
 
 
