@@ -18,7 +18,7 @@ demo: $(READY)
 
 # These neither need a machine of their own nor measure time, so they run side by side.
 APART := tests/property tests/simulation tests/unit/test_architecture.py \
-	$(addprefix tests/unit/,cli control forecast graph plan)
+	$(addprefix tests/unit/,cli control core forecast graph plan)
 
 test: check
 	@$(BIN)/pytest -n 2 --dist worksteal $(APART)

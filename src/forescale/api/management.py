@@ -7,14 +7,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
-from forescale.api.http import Answer, Refused, Request, Router, read
+from forescale.api.http import Answer, Refused, Request, Router
 from forescale.core.errors import InvalidInput
-from forescale.core.signature import Signature
+from forescale.core.signature import Signature, signature_as_json, signature_from_json
 from forescale.registry.records import (
     LAST_PRIORITY,
     AliasChange,
@@ -23,8 +23,6 @@ from forescale.registry.records import (
     Event,
     ModelVersion,
     check_name,
-    signature_as_json,
-    signature_from_json,
 )
 from forescale.registry.registry import Registry
 
@@ -85,17 +83,6 @@ class _NewVersion(_Strict):
     signature: str | None = None
     commit: str | None = None
     by: str = _ANYBODY
-
-
-class _Tensor(_Strict):
-    name: str
-    datatype: str
-    shape: list[Annotated[int, Field(ge=-1)]]
-
-
-class _Signature(_Strict):
-    inputs: list[_Tensor]
-    outputs: list[_Tensor]
 
 
 class _By(_Strict):
@@ -199,7 +186,9 @@ class _Routes:
         check_name(model, "a model")  # it names the upload, too
         options = _object(asked.options, "options")
         metrics = _figures(_object(asked.metrics, "metrics"))
-        declared = None if asked.signature is None else _declared(asked.signature)
+        declared = (
+            None if asked.signature is None else signature_from_json(_object(asked.signature, "signature"))
+        )
         with tempfile.TemporaryDirectory(dir=self._incoming) as folder:
             path = Path(folder, model)
             await _receive(request, path)
@@ -334,10 +323,6 @@ def _object(text: str, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidInput(f"{what}: give a JSON object")
     return found
-
-
-def _declared(text: str) -> Signature:
-    return signature_from_json(read(_Signature, text, "signature").model_dump())
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, text
 
 from forescale.core.clock import Clock
 from forescale.core.errors import NotFound
-from forescale.core.signature import Signature
+from forescale.core.signature import Signature, signature_as_json, signature_from_json
 from forescale.registry import tables
 from forescale.registry.artifacts import ArtifactStore
 from forescale.registry.database import Database
@@ -26,8 +26,6 @@ from forescale.registry.records import (
     check_metrics,
     check_name,
     check_text,
-    signature_as_json,
-    signature_from_json,
 )
 
 

@@ -125,7 +125,7 @@ def test_a_signature_may_be_given(ask: Ask) -> None:
         ({"metrics": '{"accuracy": true}'}, "metric accuracy is not a number"),
         ({"options": "7"}, "options: give a JSON object"),
         ({"colour": "red"}, "colour: Extra inputs"),
-        ({"signature": '{"inputs": []}'}, "signature: outputs: Field required"),
+        ({"signature": '{"inputs": []}'}, "lists of 'inputs' and 'outputs'"),
         ({"signature": '{"inputs": [], "outputs": []}'}, "a model needs an input"),
         ({"format": "a/b"}, "cannot name a format"),
         ({"by": ""}, "the maker's name"),
