@@ -271,6 +271,8 @@ def _find(connection: Connection, model: str, reference: int | str) -> ModelVers
 def _number(connection: Connection, model: str, reference: str) -> int | None:
     if reference.isascii() and reference.isdecimal():
         return int(reference) if len(reference) < 10 else None  # 32 bits
+    if "\0" in reference:  # PostgreSQL takes it for a fault
+        return None
     changes = tables.alias_changes
     latest = (
         select(changes.c.number)
