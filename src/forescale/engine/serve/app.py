@@ -165,8 +165,11 @@ class App:
         state = ((one.model, one.version, one.metrics, one.gauges()) for one in self._gateway.all())
         return 200, exposition(state), _TEXT
 
-    def _health(self) -> _Told:
-        return 200, b"{}", _JSON
+    def _is_live(self) -> _Told:
+        return 200, b'{"live":true}', _JSON
+
+    def _is_ready(self) -> _Told:
+        return 200, b'{"ready":true}', _JSON
 
     def _server(self) -> _Told:
         return 200, _SERVER, _JSON
@@ -181,8 +184,8 @@ class App:
         return 200, format_metadata(model, self._gateway.versions(model), served.signature), _JSON
 
     _tellers: ClassVar[tuple[tuple[Operation, Callable[..., _Told]], ...]] = (
-        (LIVE, _health),
-        (READY, _health),
+        (LIVE, _is_live),
+        (READY, _is_ready),
         (SERVER, _server),
         (MODEL, _metadata),
         (MODEL_READY, _ready),

@@ -184,8 +184,8 @@ def _infer(path: str, does: str) -> Operation:
     )
 
 
-LIVE = _get("/v2/health/live", "Whether the server runs.", {"type": "object"})
-READY = _get("/v2/health/ready", "Whether the server takes requests.", {"type": "object"})
+LIVE = _get("/v2/health/live", "Whether the server runs.", _object({"live": _FLAG}, "live"))
+READY = _get("/v2/health/ready", "Whether the server takes requests.", _object({"ready": _FLAG}, "ready"))
 SERVER = _get("/v2", "Name, version and extensions of the server.", _component("Server"))
 MODEL = _get(_MODEL, "What a model takes and gives.", _component("ModelMetadata"), refuses=(404,))
 MODEL_READY = _get(
