@@ -18,7 +18,7 @@ demo: $(READY)
 
 # These neither need a machine of their own nor measure time, so they run side by side.
 APART := tests/property tests/simulation tests/unit/test_architecture.py \
-	$(addprefix tests/unit/,api cli control engine forecast graph plan registry)
+	$(addprefix tests/unit/,api cli control core engine forecast graph plan registry)
 
 test: check
 	@$(BIN)/pytest -n 2 --dist worksteal $(APART)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,9 +9,10 @@ from urllib.parse import parse_qsl, unquote
 
 import orjson
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from forescale.core.errors import ForescaleError, InvalidInput, NotFound
+from forescale.engine.serve.operations import JSON, OCTETS, Operation, pattern_of
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -22,6 +22,12 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 _BODY_LIMIT_BYTES = 1 << 20
 
 M = TypeVar("M", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """What a request brings, in a query or a body; names that are not declared are refused."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Refused(Exception):
@@ -49,15 +55,16 @@ class Request:
     """One request.
 
     Attributes:
-        path: what the route's pattern found, decoded.
-        query: the query's parameters.
+        path: what the route's path found, decoded.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, path: Mapping[str, str]) -> None:
+    def __init__(self, scope: Scope, receive: Receive, route: Operation, path: Mapping[str, str]) -> None:
         self._receive = receive
+        self._route = route
         self.path = path
         text = scope.get("query_string", b"").decode("latin-1")
-        self.query = dict(parse_qsl(text, keep_blank_values=True))
+        query = dict(parse_qsl(text, keep_blank_values=True))
+        self._query = _checked(route.query or Strict, query)
         self.headers = {
             name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]
         }
@@ -77,42 +84,74 @@ class Request:
             yield message.get("body", b"")
 
     async def body(self, kind: type[M]) -> M:
-        """The body, read as JSON of that shape.
+        """The body, read as JSON of the shape that the route declares.
 
         Raises:
             Refused: it is something else, or too long.
         """
+        assert self._route.takes.get(JSON) is kind
         body = b""
         async for chunk in self.chunks():
             body += chunk
             if len(body) > _BODY_LIMIT_BYTES:
                 raise Refused(413, f"the body is longer than {_BODY_LIMIT_BYTES:,} bytes")
-        return read(kind, body or b"{}")
+        return _read(kind, body or b"{}")
 
     def asked(self, kind: type[M]) -> M:
-        """The query, read as that shape.
-
-        Raises:
-            Refused: it is something else.
-        """
-        try:
-            return kind.model_validate(self.query)
-        except ValidationError as error:
-            raise Refused(400, _first(error)) from error
+        """The query, read as the shape that the route declares."""
+        assert isinstance(self._query, kind)
+        return self._query
 
 
-Route = Callable[[Request], Awaitable[Answer]]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route(Operation):
+    """An operation, and what answers it."""
+
+    answer: Callable[[Request], Awaitable[Answer]]
+
+
+def route(
+    operation: str,
+    does: str,
+    answer: Callable[[Request], Awaitable[Answer]],
+    *,
+    gives: object,
+    takes: type | None = None,
+    query: type[Strict] | None = None,
+    status: int = 200,
+    refuses: tuple[int, ...] = (),
+) -> Route:
+    """A route for JSON.
+
+    Args:
+        operation: method and path.
+        gives: the answer's shape, a type.
+        takes: the body's shape, or ``bytes``.
+        refuses: statuses of errors besides those that all such routes have.
+    """
+    method, path = operation.split()
+    usual = {400, 500}
+    usual |= {404} if "{" in path else set()
+    usual |= {413} if takes not in (None, bytes) else set()
+    return Route(
+        method=method,
+        path=path,
+        does=does,
+        takes={} if takes is None else {OCTETS if takes is bytes else JSON: takes},
+        query=query,
+        gives={JSON: gives},
+        status=status,
+        refuses=tuple(sorted({*usual, *refuses})),
+        answer=answer,
+    )
 
 
 class Router:
-    """An ASGI application made of routes.
+    """An ASGI application made of routes."""
 
-    Args:
-        routes: method, path with ``{names}``, and what answers it.
-    """
-
-    def __init__(self, routes: Iterable[tuple[str, str, Route]]) -> None:
-        self._routes = [(method, _pattern(path), route) for method, path, route in routes]
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+        self._patterns = [(pattern_of(route.path), route) for route in self.routes]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: Mapping[str, str] = {}
@@ -135,35 +174,35 @@ class Router:
 
     async def _answer(self, scope: Scope, receive: Receive) -> Answer:
         allowed: list[str] = []
-        for method, pattern, route in self._routes:
+        unknown = Refused(404, f"there is nothing at {scope['path'][:200]}")
+        for pattern, route in self._patterns:
             found = pattern.fullmatch(scope["raw_path"].decode("latin-1"))
             if found is None:
                 continue
-            if method == scope["method"]:
+            if route.method == scope["method"]:
                 path = {name: unquote(text) for name, text in found.groupdict().items()}
-                return await route(Request(scope, receive, path))
-            allowed.append(method)
+                if not all(map(str.isprintable, path.values())):  # databases do not take all of these
+                    raise unknown
+                return await route.answer(Request(scope, receive, route, path))
+            allowed.append(route.method)
         if allowed:
             words = ", ".join(allowed)
             raise Refused(405, f"{scope['method']} is not possible here; {words} is", {"allow": words})
-        raise Refused(404, f"there is nothing at {scope['path'][:200]}")
+        raise unknown
 
 
-def read(kind: type[M], text: str | bytes, what: str = "") -> M:
-    """JSON of that shape.
-
-    Raises:
-        Refused: it is something else.
-    """
+def _read(kind: type[M], text: bytes) -> M:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise Refused(400, f"{what}: {_first(error)}" if what else _first(error)) from error
+        raise Refused(400, _first(error)) from error
 
 
-def _pattern(path: str) -> re.Pattern[str]:
-    # Matched before decoding, so that an encoded slash does not end a name.
-    return re.compile(re.sub(r"\{(\w+)\}", r"(?P<\1>[^/?]+)", path))
+def _checked(kind: type[M], fields: Mapping[str, str]) -> M:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        raise Refused(400, _first(error)) from error
 
 
 def _first(error: ValidationError) -> str:

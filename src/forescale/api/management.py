@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from forescale.api.http import Answer, Refused, Request, Router, read
+from forescale.api.http import Answer, Refused, Request, Route, Router, Strict, route
+from forescale.api.openapi import openapi
+from forescale.api.shapes import (
+    AliasChangeShape,
+    DeploymentShape,
+    DeploymentsShape,
+    EventsShape,
+    ModelShape,
+    ModelsShape,
+    UndeployedShape,
+    VersionShape,
+    alias_as_json,
+    event_as_json,
+    version_as_json,
+)
 from forescale.core.errors import InvalidInput
-from forescale.core.signature import Signature
+from forescale.core.signature import Signature, signature_from_json
+from forescale.engine.serve.app import App
 from forescale.registry.records import (
     LAST_PRIORITY,
-    AliasChange,
     Deployment,
     DeploymentSpec,
-    Event,
-    ModelVersion,
     check_name,
-    signature_as_json,
-    signature_from_json,
 )
 from forescale.registry.registry import Registry
 
 _ANYBODY = "anonymous"
 _LONGEST_WAIT_S = 60.0
+_MOST_REPLICAS = 10_000
 _OCTETS = "application/octet-stream"
 
 
@@ -74,11 +84,7 @@ class Pool(Protocol):
         ...
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-
-class _NewVersion(_Strict):
+class _NewVersion(Strict):
     format: str
     options: str = "{}"
     metrics: str = "{}"
@@ -87,67 +93,43 @@ class _NewVersion(_Strict):
     by: str = _ANYBODY
 
 
-class _Tensor(_Strict):
-    name: str
-    datatype: str
-    shape: list[Annotated[int, Field(ge=-1)]]
-
-
-class _Signature(_Strict):
-    inputs: list[_Tensor]
-    outputs: list[_Tensor]
-
-
-class _By(_Strict):
+class _By(Strict):
     by: str = _ANYBODY
 
 
-class _NewAlias(_Strict):
+class _NewAlias(Strict):
     version: int | str
 
 
-class _NewDeployment(_Strict):
+class _NewDeployment(Strict):
     version: int | str
-    min_replicas: int = Field(default=1, ge=0)
-    max_replicas: int | None = Field(default=None, ge=1)
+    min_replicas: int = Field(default=1, ge=0, le=_MOST_REPLICAS)
+    max_replicas: int | None = Field(default=None, ge=1, le=_MOST_REPLICAS)
     latency_ms: float | None = Field(default=None, gt=0.0)
     priority: int = Field(default=10, ge=1, le=LAST_PRIORITY)
 
 
-class _Waiting(_Strict):
+class _Waiting(Strict):
     """``after``: a status's ``change``; the answer waits for another, at most ``timeout_s``."""
 
     after: int | None = None
     timeout_s: float = Field(default=30.0, ge=0.0, le=_LONGEST_WAIT_S)
 
 
-class _From(_Strict):
-    after: int = Field(default=0, ge=0)
+class _From(Strict):
+    after: int = Field(default=0, ge=0, lt=1 << 31)  # what the registry's numbers can be
     limit: int = Field(default=1000, ge=1, le=10_000)
 
 
-def management(registry: Registry, pool: Pool, incoming: Path) -> Router:
-    """The application for every path below ``/api/v1``.
+def management(registry: Registry, pool: Pool, incoming: Path, more: Iterable[Route] = ()) -> Router:
+    """The application for every path below ``/api/v1``, and for ``/openapi.json``.
 
     Args:
         incoming: folder for uploads until they are whole.
+        more: routes of others; the document has them, too.
     """
-    routes = _Routes(registry, pool, incoming)
-    return Router(
-        (
-            ("GET", "/api/v1/models", routes.models),
-            ("GET", "/api/v1/models/{model}", routes.model),
-            ("POST", "/api/v1/models/{model}/versions", routes.add_version),
-            ("GET", "/api/v1/models/{model}/versions/{version}", routes.version),
-            ("PUT", "/api/v1/models/{model}/aliases/{alias}", routes.set_alias),
-            ("DELETE", "/api/v1/models/{model}/aliases/{alias}", routes.remove_alias),
-            ("GET", "/api/v1/deployments", routes.deployments),
-            ("GET", "/api/v1/deployments/{model}", routes.deployment),
-            ("PUT", "/api/v1/deployments/{model}", routes.deploy),
-            ("DELETE", "/api/v1/deployments/{model}", routes.undeploy),
-            ("GET", "/api/v1/events", routes.events),
-        )
-    )
+    routes = (*_Routes(registry, pool, incoming).all(), *more)
+    return Router((*routes, openapi((*App.operations, *routes))))
 
 
 class _Routes:
@@ -157,6 +139,74 @@ class _Routes:
         self._registry = registry
         self._pool = pool
         self._incoming = incoming
+
+    def all(self) -> tuple[Route, ...]:
+        """The routes.
+
+        To add one, declare it here or give it to ``management``: what it takes and gives is read from the
+        declaration when a request comes, and by the OpenAPI document.
+        """
+        model, alias = "/api/v1/models/{model}", "/api/v1/models/{model}/aliases/{alias}"
+        deployments, deployment = "/api/v1/deployments", "/api/v1/deployments/{model}"
+        return (
+            route("GET /api/v1/models", "All models.", self.models, gives=ModelsShape),
+            route(f"GET {model}", "A model, its versions and aliases.", self.model, gives=ModelShape),
+            route(
+                f"POST {model}/versions",
+                "Adds a file as the next version.",
+                self.add_version,
+                takes=bytes,
+                query=_NewVersion,
+                gives=VersionShape,
+                status=201,
+                refuses=(415, 507),
+            ),
+            route(
+                f"GET {model}/versions/{{version}}",
+                "A version, by number or alias.",
+                self.version,
+                gives=VersionShape,
+            ),
+            route(
+                f"PUT {alias}",
+                "Lets an alias point to a version.",
+                self.set_alias,
+                takes=_NewAlias,
+                query=_By,
+                gives=AliasChangeShape,
+            ),
+            route(
+                f"DELETE {alias}",
+                "Takes an alias away.",
+                self.remove_alias,
+                query=_By,
+                gives=AliasChangeShape,
+            ),
+            route(f"GET {deployments}", "All deployments.", self.deployments, gives=DeploymentsShape),
+            route(
+                f"GET {deployment}",
+                "A deployment, now or when it has changed.",
+                self.deployment,
+                query=_Waiting,
+                gives=DeploymentShape,
+            ),
+            route(
+                f"PUT {deployment}",
+                "Asks for a version to be served.",
+                self.deploy,
+                takes=_NewDeployment,
+                query=_By,
+                gives=DeploymentShape,
+            ),
+            route(
+                f"DELETE {deployment}",
+                "Asks for a model not to be served any longer.",
+                self.undeploy,
+                query=_By,
+                gives=UndeployedShape,
+            ),
+            route("GET /api/v1/events", "What happened.", self.events, query=_From, gives=EventsShape),
+        )
 
     async def models(self, _request: Request) -> Answer:
         def look() -> list[dict[str, Any]]:
@@ -181,7 +231,7 @@ class _Routes:
                 "name": model,
                 "versions": [version_as_json(version) for version in self._registry.versions(model)],
                 "aliases": self._registry.aliases(model),
-                "alias_history": [_alias_as_json(change) for change in self._registry.alias_history(model)],
+                "alias_history": [alias_as_json(change) for change in self._registry.alias_history(model)],
             }
 
         return Answer(body=await asyncio.to_thread(look))
@@ -199,7 +249,9 @@ class _Routes:
         check_name(model, "a model")  # it names the upload, too
         options = _object(asked.options, "options")
         metrics = _figures(_object(asked.metrics, "metrics"))
-        declared = None if asked.signature is None else _declared(asked.signature)
+        declared = (
+            None if asked.signature is None else signature_from_json(_object(asked.signature, "signature"))
+        )
         with tempfile.TemporaryDirectory(dir=self._incoming) as folder:
             path = Path(folder, model)
             await _receive(request, path)
@@ -228,7 +280,7 @@ class _Routes:
         model, alias = request.path["model"], request.path["alias"]
         by = request.asked(_By).by
         change = await asyncio.to_thread(self._registry.set_alias, model, alias, reference, by=by)
-        return Answer(body=_alias_as_json(change))
+        return Answer(body=alias_as_json(change))
 
     async def deployments(self, _request: Request) -> Answer:
         found = await asyncio.to_thread(self._registry.deployments)
@@ -274,7 +326,7 @@ class _Routes:
     async def events(self, request: Request) -> Answer:
         asked = request.asked(_From)
         found = await asyncio.to_thread(self._registry.events, asked.after, asked.limit)
-        return Answer(body={"events": [_event_as_json(event) for event in found]})
+        return Answer(body={"events": [event_as_json(event) for event in found]})
 
     def _with_status(self, deployment: Deployment) -> dict[str, Any]:
         spec = deployment.spec
@@ -301,31 +353,6 @@ async def _receive(request: Request, path: Path) -> None:
         raise Refused(507, f"the model cannot be stored: {error.strerror}") from error
 
 
-def version_as_json(version: ModelVersion) -> dict[str, Any]:
-    return {
-        "model": version.model,
-        "version": version.number,
-        "sha256": version.artifact.sha256,
-        "size_bytes": version.artifact.size_bytes,
-        "format": version.format,
-        **signature_as_json(version.signature),
-        "options": version.options,
-        "metrics": version.metrics,
-        "created_at_s": version.created_at_s,
-        "created_by": version.created_by,
-        "commit": version.commit,
-    }
-
-
-def _alias_as_json(change: AliasChange) -> dict[str, Any]:
-    fields = asdict(change)
-    return {**fields, "version": fields.pop("number")}
-
-
-def _event_as_json(event: Event) -> dict[str, Any]:
-    return {"number": event.number, "at_s": event.at_s, **asdict(event.happening)}
-
-
 def _object(text: str, what: str) -> dict[str, Any]:
     try:
         found = orjson.loads(text)
@@ -334,10 +361,6 @@ def _object(text: str, what: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidInput(f"{what}: give a JSON object")
     return found
-
-
-def _declared(text: str) -> Signature:
-    return signature_from_json(read(_Signature, text, "signature").model_dump())
 
 
 def _figures(metrics: dict[str, Any]) -> dict[str, float]:

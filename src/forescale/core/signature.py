@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, cast
 
 from forescale.core.errors import InvalidInput
 
@@ -69,3 +70,49 @@ class Signature:
             names = [spec.name for spec in specs]
             if not names or len(set(names)) < len(names):
                 raise InvalidInput(f"a model needs an {what}, and {what}s of different names, not {names}")
+
+
+def signature_as_json(signature: Signature) -> dict[str, list[dict[str, Any]]]:
+    """As the Open Inference Protocol spells a model's metadata: an axis of any length is -1."""
+    return {
+        side: [
+            {
+                "name": spec.name,
+                "datatype": spec.datatype,
+                "shape": [-1 if length is None else length for length in spec.shape],
+            }
+            for spec in specs
+        ]
+        for side, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
+    }
+
+
+def signature_from_json(fields: object) -> Signature:
+    """What :func:`signature_as_json` wrote, or somebody by hand.
+
+    Raises:
+        InvalidInput: it is something else, or names, data types or shapes are not allowed.
+    """
+    match fields:
+        case {"inputs": [*inputs], "outputs": [*outputs], **others} if not others:
+            return Signature(
+                inputs=tuple(map(_tensor_from_json, inputs)), outputs=tuple(map(_tensor_from_json, outputs))
+            )
+        case _:
+            raise InvalidInput("a signature is an object with lists of 'inputs' and 'outputs', nothing else")
+
+
+def _tensor_from_json(fields: object) -> TensorSpec:
+    match fields:
+        case {"name": str(name), "datatype": str(datatype), "shape": [*shape], **others} if not others:
+            lengths = cast(list[object], shape)
+        case _:
+            raise InvalidInput(
+                "each tensor of a signature is an object with 'name', 'datatype' and 'shape', nothing else"
+            )
+    if not all(type(length) is int and length >= -1 for length in lengths):
+        raise InvalidInput(f"{name[:80]}: a shape is a list of lengths, -1 for any")
+    known = cast(list[int], lengths)
+    return TensorSpec(
+        name=name, datatype=datatype, shape=tuple(None if length == -1 else length for length in known)
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from forescale.core.errors import InvalidInput
-from forescale.core.signature import Signature, TensorSpec
+from forescale.core.signature import Signature
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TEXT_LIMIT = 200
@@ -174,29 +174,3 @@ def check_metrics(metrics: Mapping[str, float]) -> None:
         check_text(name, "a metric's name")
         if not math.isfinite(value):
             raise InvalidInput(f"metric {name} is {value}; only finite numbers can be kept")
-
-
-def signature_as_json(signature: Signature) -> dict[str, list[dict[str, Any]]]:
-    """As the Open Inference Protocol spells a model's metadata: an axis of any length is -1."""
-    return {
-        "inputs": [_tensor_as_json(spec) for spec in signature.inputs],
-        "outputs": [_tensor_as_json(spec) for spec in signature.outputs],
-    }
-
-
-def signature_from_json(fields: Mapping[str, Any]) -> Signature:
-    """Inverse of :func:`signature_as_json`."""
-    return Signature(
-        inputs=tuple(_tensor_from_json(entry) for entry in fields["inputs"]),
-        outputs=tuple(_tensor_from_json(entry) for entry in fields["outputs"]),
-    )
-
-
-def _tensor_as_json(spec: TensorSpec) -> dict[str, Any]:
-    shape = [-1 if length is None else length for length in spec.shape]
-    return {"name": spec.name, "datatype": spec.datatype, "shape": shape}
-
-
-def _tensor_from_json(fields: Mapping[str, Any]) -> TensorSpec:
-    shape = tuple(None if length == -1 else length for length in fields["shape"])
-    return TensorSpec(name=fields["name"], datatype=fields["datatype"], shape=shape)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, text
 
 from forescale.core.clock import Clock
 from forescale.core.errors import NotFound
-from forescale.core.signature import Signature
+from forescale.core.signature import Signature, signature_as_json, signature_from_json
 from forescale.registry import tables
 from forescale.registry.artifacts import ArtifactStore
 from forescale.registry.database import Database
@@ -26,8 +26,6 @@ from forescale.registry.records import (
     check_metrics,
     check_name,
     check_text,
-    signature_as_json,
-    signature_from_json,
 )
 
 _REPEATED_WITHIN = 20_000  # events: more than a data plane tells again
@@ -295,6 +293,8 @@ def _find(connection: Connection, model: str, reference: int | str) -> ModelVers
 def _number(connection: Connection, model: str, reference: str) -> int | None:
     if reference.isascii() and reference.isdecimal():
         return int(reference) if len(reference) < 10 else None  # 32 bits
+    if "\0" in reference:  # PostgreSQL takes it for a fault
+        return None
     changes = tables.alias_changes
     latest = (
         select(changes.c.number)

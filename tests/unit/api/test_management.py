@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from forescale.api.http import Answer, Request, Router
+from forescale.api.http import Answer, Request, Router, route
 from forescale.api.management import management
 from forescale.core.clock import SystemClock
 from forescale.core.errors import InvalidInput
@@ -125,7 +125,7 @@ def test_a_signature_may_be_given(ask: Ask) -> None:
         ({"metrics": '{"accuracy": true}'}, "metric accuracy is not a number"),
         ({"options": "7"}, "options: give a JSON object"),
         ({"colour": "red"}, "colour: Extra inputs"),
-        ({"signature": '{"inputs": []}'}, "signature: outputs: Field required"),
+        ({"signature": '{"inputs": []}'}, "lists of 'inputs' and 'outputs'"),
         ({"signature": '{"inputs": [], "outputs": []}'}, "a model needs an input"),
         ({"format": "a/b"}, "cannot name a format"),
         ({"by": ""}, "the maker's name"),
@@ -246,6 +246,11 @@ def test_what_is_not_there(ask: Ask) -> None:
     assert refusal(ask("GET", "/models/words"), 404) == "there is no model words"
     assert "it has 1" in refusal(ask("PUT", "/deployments/digits", json={"version": 9}), 404)
     assert "there is nothing at" in refusal(ask("GET", "/nothing"), 404)
+    assert "there is nothing at" in refusal(ask("GET", "/models/a%00b"), 404)
+    assert "it has 1" in refusal(ask("PUT", "/deployments/digits", json={"version": "a\0"}), 404)
+    assert "after:" in refusal(ask("GET", f"/events?after={1 << 70}"), 400)
+    wanted = {"version": 1, "min_replicas": 1 << 70}
+    assert "min_replicas:" in refusal(ask("PUT", "/deployments/digits", json=wanted), 400)
     answer = ask("PATCH", "/models/digits")
     assert "GET is" in refusal(answer, 405)
     assert answer.headers["allow"] == "GET"
@@ -256,7 +261,8 @@ def test_a_fault_is_an_answer_and_not_a_traceback(capsys: pytest.CaptureFixture[
     async def fail(_request: Request) -> Answer:
         raise ZeroDivisionError("a secret")
 
-    answer = asyncio.run(_ask(Router([("GET", "/api/v1/fail", fail)]), "GET", "/fail"))
+    broken = route("GET /api/v1/fail", "Fails.", fail, gives=dict)
+    answer = asyncio.run(_ask(Router([broken]), "GET", "/fail"))
     assert "unexpected" in refusal(answer, 500)
     assert "secret" not in answer.text
     assert "ZeroDivisionError" in capsys.readouterr().out

@@ -6,7 +6,7 @@ import asyncio
 import math
 import traceback
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 import structlog
@@ -16,6 +16,20 @@ from forescale.core.errors import BadRequest, NotServed, RequestFailed, TooBusy
 from forescale.engine.serve.compression import choose_encoding, compress, decompress
 from forescale.engine.serve.gateway import Gateway
 from forescale.engine.serve.metrics import exposition
+from forescale.engine.serve.operations import (
+    INFER,
+    LIVE,
+    METRICS,
+    MODEL,
+    MODEL_READY,
+    READY,
+    SERVER,
+    VERSION,
+    VERSION_INFER,
+    VERSION_READY,
+    Operation,
+    pattern_of,
+)
 from forescale.engine.serve.protocol import (
     JSON_LENGTH_HEADER,
     format_answer,
@@ -38,6 +52,8 @@ _PATIENCE = 4  # times the limit is read of a body that is too large
 _JOIN_BYTES = 1 << 16  # answers up to here are sent at once, larger ones part by part without a copy
 _IN_THREAD_BYTES = 1 << 18  # bodies from here on are (de)compressed beside the event loop
 _Header = tuple[bytes, bytes]
+_Told = tuple[int, bytes, _Header]
+"""Status, body and its type."""
 _JSON: _Header = (b"content-type", b"application/json")
 _OCTETS: _Header = (b"content-type", b"application/octet-stream")
 _TEXT: _Header = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
@@ -52,6 +68,9 @@ class App:
     Args:
         body_limit_bytes: a larger body, compressed or not, is refused.
         api: answers all paths that are not this one's; None: they are unknown.
+
+    Attributes:
+        operations: all that it answers itself.
     """
 
     def __init__(
@@ -72,14 +91,14 @@ class App:
             else:
                 await self._tell(scope, send)
         except RequestFailed as error:
-            await _fail(send, error)
+            await _fail(send, error, allow=b"POST" if path.endswith("/infer") else b"GET, HEAD")
         except Exception:  # noqa: BLE001 - one request must not end a connection that others use
             # As text: structlog's pictures of tracebacks take a tenth of a second each.
             structlog.get_logger().error("request_failed", path=path, traceback=traceback.format_exc())
             await _answer(send, 500, [format_error("internal error; the server's log tells more")], [_JSON])
 
     async def _infer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        model, version = _model_of(scope["path"].removesuffix("/infer"))
+        model, version = _model_of(scope["path"])
         if scope["method"] != "POST":
             raise BadRequest(f"{scope['method']} is not possible here; use POST", status=405)
         served = self._gateway.find(model, version)
@@ -133,25 +152,53 @@ class App:
     async def _tell(self, scope: Scope, send: Send) -> None:
         """What is asked for without a body."""
         path: str = scope["path"].rstrip("/")
+        tells = ((pattern.fullmatch(path), tell) for pattern, tell in self._tells)
+        found, tell = next((pair for pair in tells if pair[0]), (None, None))
+        if found is None or tell is None:
+            raise NotServed(f"there is nothing at {scope['path']}")
         if scope["method"] not in ("GET", "HEAD"):
             raise BadRequest(f"{scope['method']} is not possible here; use GET", status=405)
-        if path == "/metrics":
-            state = ((one.model, one.version, one.metrics, one.gauges()) for one in self._gateway.all())
-            await _answer(send, 200, [exposition(state)], [_TEXT])
-        elif path in ("/v2/health/live", "/v2/health/ready"):
-            await _answer(send, 200, [b"{}"], [_JSON])
-        elif path == "/v2":
-            await _answer(send, 200, [_SERVER], [_JSON])
-        elif path.endswith("/ready"):
-            model, version = _model_of(path.removesuffix("/ready"))
-            served = self._gateway.find(model, version)
-            body = orjson.dumps({"name": model, "ready": served.is_ready})
-            await _answer(send, 200 if served.is_ready else 503, [body], [_JSON])
-        else:
-            model, version = _model_of(path)
-            served = self._gateway.find(model, version)
-            body = format_metadata(model, self._gateway.versions(model), served.signature)
-            await _answer(send, 200, [body], [_JSON])
+        status, body, kind = tell(self, **found.groupdict())
+        await _answer(send, status, [body], [kind])
+
+    def _metrics(self) -> _Told:
+        state = ((one.model, one.version, one.metrics, one.gauges()) for one in self._gateway.all())
+        return 200, exposition(state), _TEXT
+
+    def _is_live(self) -> _Told:
+        return 200, b'{"live":true}', _JSON
+
+    def _is_ready(self) -> _Told:
+        return 200, b'{"ready":true}', _JSON
+
+    def _server(self) -> _Told:
+        return 200, _SERVER, _JSON
+
+    def _ready(self, model: str, version: str | None = None) -> _Told:
+        served = self._gateway.find(model, version)
+        body = orjson.dumps({"name": model, "ready": served.is_ready})
+        return (200 if served.is_ready else 503), body, _JSON
+
+    def _metadata(self, model: str, version: str | None = None) -> _Told:
+        served = self._gateway.find(model, version)
+        return 200, format_metadata(model, self._gateway.versions(model), served.signature), _JSON
+
+    _tellers: ClassVar[tuple[tuple[Operation, Callable[..., _Told]], ...]] = (
+        (LIVE, _is_live),
+        (READY, _is_ready),
+        (SERVER, _server),
+        (MODEL, _metadata),
+        (MODEL_READY, _ready),
+        (VERSION, _metadata),
+        (VERSION_READY, _ready),
+        (METRICS, _metrics),
+    )
+    _tells = tuple((pattern_of(operation.path), tell) for operation, tell in _tellers)
+    operations: ClassVar[tuple[Operation, ...]] = (
+        INFER,
+        VERSION_INFER,
+        *(operation for operation, _ in _tellers),
+    )
 
     async def _elsewhere(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._api is not None:
@@ -161,11 +208,12 @@ class App:
 
 
 def _model_of(path: str) -> tuple[str, str | None]:
-    """Model and version of ``/v2/models/MODEL[/versions/VERSION]``."""
+    """Model and version of ``/v2/models/MODEL[/versions/VERSION]/infer``."""
+    # Not by patterns: this is asked for every request.
     match path.split("/"):
-        case ["", "v2", "models", model]:
+        case ["", "v2", "models", model, "infer"]:
             return model, None
-        case ["", "v2", "models", model, "versions", version]:
+        case ["", "v2", "models", model, "versions", version, "infer"]:
             return model, version
         case _:
             raise NotServed(f"there is nothing at {path}")
@@ -186,8 +234,10 @@ async def _beside(size_bytes: int, work: Callable[..., bytes], *arguments: Any) 
     return await asyncio.to_thread(work, *arguments)
 
 
-async def _fail(send: Send, error: RequestFailed) -> None:
+async def _fail(send: Send, error: RequestFailed, allow: bytes = b"") -> None:
     fields = [_JSON]
+    if error.status == 405:
+        fields.append((b"allow", allow))
     if isinstance(error, TooBusy):
         fields.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
     if error.status == 413:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
 
 from forescale.core.errors import InvalidInput
-from forescale.core.signature import Signature, TensorSpec
+from forescale.core.signature import Signature, signature_as_json, signature_from_json
 
 FailureKind = Literal["load", "input", "model", "output", "memory", "crash", "timeout"]
 """What a failure is about: the model cannot be loaded; the inputs do not fit it; it raised; what it returned
@@ -89,7 +89,7 @@ class Load:
             "format": self.format,
             "path": self.path,
             "options": dict(self.options),
-            "signature": self.signature and signature_fields(self.signature),
+            "signature": self.signature and signature_as_json(self.signature),
             "max_rows": self.max_rows,
             "trust": self.trust,
         }
@@ -103,7 +103,7 @@ class Load:
             format=_text(header["format"]),
             path=_text(header["path"]),
             options=_mapping(header["options"]),
-            signature=signature and signature_from(signature),
+            signature=signature and signature_from_json(signature),
             max_rows=_count(header["max_rows"]),
             trust=header["trust"] is True,
         )
@@ -133,7 +133,7 @@ class Hello:
             "model": self.model,
             "version": self.version,
             "replica": self.replica,
-            "signature": signature_fields(self.signature),
+            "signature": signature_as_json(self.signature),
             "max_rows": self.max_rows,
             "load_s": self.load_s,
         }
@@ -144,7 +144,7 @@ class Hello:
             model=_text(header["model"]),
             version=_text(header["version"]),
             replica=_text(header["replica"]),
-            signature=signature_from(header["signature"]),
+            signature=signature_from_json(header["signature"]),
             max_rows=_count(header["max_rows"]),
             load_s=float(header["load_s"]),
         )
@@ -300,35 +300,6 @@ def to_replica(header: Header) -> ToReplica:
         ValueError: the header makes no sense.
     """
     return _read(_TO_REPLICA, header)
-
-
-def signature_fields(signature: Signature) -> dict[str, Any]:
-    """A signature as JSON-able data."""
-    return {
-        side: [{"name": spec.name, "datatype": spec.datatype, "shape": spec.shape} for spec in specs]
-        for side, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
-    }
-
-
-def signature_from(fields: Mapping[str, Any]) -> Signature:
-    """What ``signature_fields`` wrote.
-
-    Raises:
-        InvalidInput: names, data types or shapes are not allowed.
-        KeyError, TypeError, ValueError: it is something else.
-    """
-    inputs, outputs = (
-        tuple(
-            TensorSpec(
-                name=_text(spec["name"]),
-                datatype=_text(spec["datatype"]),
-                shape=tuple(None if length is None else _count(length) for length in spec["shape"]),
-            )
-            for spec in fields[side]
-        )
-        for side in ("inputs", "outputs")
-    )
-    return Signature(inputs=inputs, outputs=outputs)
 
 
 def _read(kinds: Mapping[str, type[_M]], header: Header) -> _M:

@@ -19,7 +19,7 @@ import numpy as np
 import orjson
 
 from forescale.core.errors import BadRequest
-from forescale.core.signature import Signature, TensorSpec
+from forescale.core.signature import Signature, TensorSpec, signature_as_json
 from forescale.engine.serve.arrays import DTYPES, Array, datatype_of
 from forescale.engine.serve.requests import InferRequest, WantedOutput
 
@@ -119,18 +119,9 @@ def format_error(message: str) -> bytes:
 
 def format_metadata(model: str, versions: Sequence[str], signature: Signature) -> bytes:
     """What a model takes and gives; -1 stands for any length."""
-    sides = {
-        side: [
-            {
-                "name": spec.name,
-                "datatype": spec.datatype,
-                "shape": [-1 if length is None else length for length in spec.shape],
-            }
-            for spec in specs
-        ]
-        for side, specs in (("inputs", signature.inputs), ("outputs", signature.outputs))
-    }
-    return orjson.dumps({"name": model, "versions": list(versions), "platform": "forescale", **sides})
+    return orjson.dumps(
+        {"name": model, "versions": list(versions), "platform": "forescale", **signature_as_json(signature)}
+    )
 
 
 def _by_name(entries: object, what: str) -> dict[str, _JsonObject]:

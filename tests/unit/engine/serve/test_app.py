@@ -206,8 +206,8 @@ def test_what_is_not_there_is_said_in_the_protocols_words(method: str, path: str
 def test_the_server_and_its_models_describe_themselves() -> None:
     async def test(call: Client, link: FakeLink, gateway: Gateway) -> None:
         gateway.serve("m", "2", DOUBLING)
-        assert (await call("GET", "/v2/health/live")).status == 200
-        assert (await call("GET", "/v2/health/ready")).status == 200
+        assert (await call("GET", "/v2/health/live")).json == {"live": True}
+        assert (await call("GET", "/v2/health/ready")).json == {"ready": True}
         assert "binary_tensor_data" in (await call("GET", "/v2")).json["extensions"]
         assert (await call("GET", "/v2/models/m")).json["versions"] == ["1", "2"]
         assert (await call("GET", "/v2/models/m/versions/2/")).json["inputs"][0]["shape"] == [-1, 2]
