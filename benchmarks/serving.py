@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from serving_load import NoWrk, check_wrk
+from serving_overload import overload
 from serving_processes import Processes
 from serving_results import Results, Section, load_average, show
 from serving_throughput import Bench, throughput, transformer_share
@@ -25,6 +26,7 @@ from serving_throughput import Bench, throughput, transformer_share
 PARTS: dict[str, Callable[[Bench], Section]] = {
     "throughput": throughput,
     "transformer": transformer_share,
+    "overload": overload,
 }
 
 

@@ -24,10 +24,11 @@ def mlp() -> nn.Module:
     ).eval()
 
 
-def transformer() -> nn.Module:
+def encoder(layers: int) -> nn.Module:
+    """A transformer: rows of tokens of ``WIDTH`` values."""
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, batch_first=True, dropout=0.0)
-    return nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False).eval()
+    return nn.TransformerEncoder(layer, layers, enable_nested_tensor=False).eval()
 
 
 def save(model: nn.Module, example: torch.Tensor, path: Path) -> Path:

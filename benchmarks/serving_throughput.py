@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from serving_load import Load, wrk
 from serving_models import (
+    LAYERS,
     MOST_ROWS,
     PIXELS,
     TOKENS,
     WIDTH,
+    encoder,
     mlp,
     pixels,
     save,
-    transformer,
     v2_binary_body,
     v2_body,
 )
@@ -182,7 +183,7 @@ def transformer_share(bench: Bench) -> Section:
     """A transformer of 25 MB: through the gateway beside the same batches in a bare loop."""
     seconds, rounds = (2, 1) if bench.is_quick else (6, 3)
     rows = 4  # of a request; full batches of the bare loop have as many as a full batch here
-    file = save(transformer(), torch.zeros(2, TOKENS, WIDTH), bench.folder / "transformer.pt2")
+    file = save(encoder(LAYERS), torch.zeros(2, TOKENS, WIDTH), bench.folder / "transformer.pt2")
     x = np.random.default_rng(0).standard_normal((rows, TOKENS, WIDTH)).astype(np.float32)
     body, json_bytes = v2_binary_body(x, binary_data_output=True)
     headers = {"Inference-Header-Content-Length": str(json_bytes)}
