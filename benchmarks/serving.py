@@ -17,6 +17,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from serving_faults import killed_controller, killed_replicas, version_changes
+from serving_growth import many_models, memory, starts
 from serving_load import NoWrk, check_wrk
 from serving_overload import overload
 from serving_processes import Processes
@@ -26,7 +28,13 @@ from serving_throughput import Bench, throughput, transformer_share
 PARTS: dict[str, Callable[[Bench], Section]] = {
     "throughput": throughput,
     "transformer": transformer_share,
+    "memory": memory,
+    "models": many_models,
+    "starts": starts,
     "overload": overload,
+    "replicas": killed_replicas,
+    "controller": killed_controller,
+    "versions": version_changes,
 }
 
 

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self, cast
@@ -56,6 +57,12 @@ def post(path: str, body: bytes, headers: Sequence[str] = ()) -> bytes:
     """A request as it goes over the wire."""
     lines = [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers]
     return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+def statuses(answers: Sequence[Answer]) -> dict[str, int]:
+    """How many answers of each status."""
+    counts = Counter(answer.status for answer in answers)
+    return {"broken" if status == BROKEN else str(status): count for status, count in counts.items()}
 
 
 class _Connection(asyncio.Protocol):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from serving_arrivals import BROKEN, Answer, Kind, offer, post
+from serving_arrivals import Answer, Kind, offer, post, statuses
 from serving_load import wrk
 from serving_models import WIDTH, encoder, save, v2_binary_body
 from serving_processes import Site
@@ -61,7 +61,7 @@ def overload(bench: Bench) -> Section:
         figures={
             "able_per_s": able.per_s,
             "statuses": {
-                name: _counts([answer for answer in answers if answer.kind == name]) for name in CLASSES
+                name: statuses([answer for answer in answers if answer.kind == name]) for name in CLASSES
             },
         },
     )
@@ -113,11 +113,3 @@ def _refusals(refused: Sequence[Answer]) -> list[Row]:
             )
         )
     return rows
-
-
-def _counts(answers: Sequence[Answer]) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for answer in answers:
-        status = "broken" if answer.status == BROKEN else str(answer.status)
-        found[status] = found.get(status, 0) + 1
-    return found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -178,8 +180,7 @@ class Site:
 
     def gateway(self) -> psutil.Process:
         """The process that listens on the port."""
-        family = [self.controller, *psutil.Process().children(recursive=True)]
-        for process in family:
+        for process in [self.controller, *psutil.Process().children(recursive=True)]:
             try:
                 found = process.net_connections("inet")
             except psutil.Error:
@@ -187,6 +188,24 @@ class Site:
             if any(one.status == psutil.CONN_LISTEN and one.laddr[1] == self.port for one in found):
                 return process
         raise RuntimeError(f"no process listens on port {self.port}")
+
+    def family(self) -> list[psutil.Process]:
+        """All processes of this server."""
+        found = [self.controller, *descendants(self.controller), self.gateway()]
+        found += descendants(self.gateway())
+        return list(dict.fromkeys(found))
+
+    def ask(self, model: str, body: bytes) -> Mapping[str, Any]:
+        """A model's answer to a request, as JSON.
+
+        Raises:
+            urllib.error.URLError: it was refused or failed.
+        """
+        request = urllib.request.Request(
+            self.infer_url(model), data=body, headers={"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.loads(answer.read())
 
     def replicas(self, model: str, *, state: str = "serving") -> list[psutil.Process]:
         """Processes of a model's replicas."""
