@@ -15,7 +15,8 @@ from forescale.core.clock import SystemClock
 from forescale.core.signature import Signature
 from forescale.engine.serve.app import App
 from forescale.engine.serve.gateway import Gateway
-from forescale.engine.serve.server import Server
+from forescale.engine.serve.routing import Route
+from forescale.engine.serve.server import Server, listen
 from forescale.registry.artifacts import ArtifactStore
 from forescale.registry.records import Deployment
 from forescale.registry.registry import Registry
@@ -63,11 +64,11 @@ def served_app(folder: Path) -> Generator[str]:
         for version in ("1", "2"):
             gateway.serve("double", version, DOUBLING)
             link.join(f"replica-{version}", model="double", version=version)
-        gateway.set_default("double", "2")
-        async with Server(
-            App(gateway, api=management(registry, IdlePool(), folder / "incoming")), port=0
-        ) as server:
-            found.extend((f"http://127.0.0.1:{server.port}", asyncio.get_running_loop()))
+        gateway.set_route("double", Route(version="2"))
+        listener = listen("127.0.0.1", 0)
+        port = listener.getsockname()[1]
+        async with Server(App(gateway, api=management(registry, IdlePool(), folder / "incoming")), listener):
+            found.extend((f"http://127.0.0.1:{port}", asyncio.get_running_loop()))
             ready.set()
             await ending.wait()
             gateway.close()
