@@ -125,8 +125,8 @@ class Pool:
     def status(self, deployment: Deployment) -> dict[str, Any]:
         """How far a deployment is, as JSON: ``state`` is starting, serving or failing."""
         spec = deployment.spec
-        replicas = [replica for replica in self._crew.replicas() if replica.load.model == spec.model]
-        mine = [replica for replica in replicas if replica.load.version == str(spec.number)]
+        replicas = [replica for replica in self._crew.replicas() if replica.model == spec.model]
+        mine = [replica for replica in replicas if replica.version == str(spec.number)]
         serving = sum(replica.state is engine.State.SERVING for replica in mine)
         error = self._error((spec.model, spec.number), mine)
         scaling = self._scaler.status(spec)
@@ -208,7 +208,7 @@ class Pool:
             replicas=tuple(
                 Replica(
                     name=replica.name,
-                    version=(replica.load.model, int(replica.load.version)),
+                    version=(replica.model, int(replica.version)),
                     device=replica.device,
                     phase=_PHASES[replica.state],
                 )
@@ -274,7 +274,7 @@ class Pool:
         model, number = version
         await self._gateway.retire(model, str(number))
         for replica in self._crew.replicas():
-            if (replica.load.model, replica.load.version) == (model, str(number)):
+            if (replica.model, replica.version) == (model, str(number)):
                 self._stop(replica.name)
         self._loads.pop(version, None)
         self._losses.pop(version, None)
@@ -369,7 +369,7 @@ def _version_of(replica: str) -> Version:
 def _replica_as_json(replica: engine.Replica) -> dict[str, Any]:
     return {
         "name": replica.name,
-        "version": int(replica.load.version),
+        "version": int(replica.version),
         "device": replica.device,
         "state": replica.state.value,
         "process": replica.process,

@@ -87,7 +87,7 @@ class Scaler:
             batch_times=mine.metrics.batch_times() if mine else (),
             max_rows=mine.max_rows if mine else 1,
             ready=sum(
-                replica.state is State.SERVING and replica.load.model == spec.model
+                replica.state is State.SERVING and replica.model == spec.model
                 for replica in self._crew.replicas()
             ),
             start_s=self._load_s.get(spec.model, _UNKNOWN_LOAD_S)

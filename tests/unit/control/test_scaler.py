@@ -12,12 +12,10 @@ from forescale.control.scaler import Scaler
 from forescale.control.scaling import ScalingRules
 from forescale.engine.serve.crew import Replica, State
 from forescale.engine.serve.gateway import Gateway
-from forescale.engine.serve.messages import Load
 from forescale.engine.serve.requests import InferRequest, WantedOutput
 from forescale.registry.records import DeploymentSpec, Happening
 
 SPEC = DeploymentSpec(model="m", number=1, min_replicas=0, max_replicas=2)
-LOAD = Load(model="m", version="1", format="pt2", path="", options={}, signature=DOUBLING, trust=False)
 
 
 class Seats:
@@ -34,7 +32,8 @@ class Seats:
         return tuple(
             Replica(
                 name=name,
-                load=LOAD,
+                model="m",
+                version="1",
                 device="cpu0",
                 state=State.SERVING,
                 process=name,

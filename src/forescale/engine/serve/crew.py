@@ -103,7 +103,8 @@ class Crew:
         return tuple(
             Replica(
                 name=seat.name,
-                load=seat.load,
+                model=seat.load.model,
+                version=seat.load.version,
                 device=seat.device,
                 state=seat.state,
                 process=seat.process and seat.process.handle.name,

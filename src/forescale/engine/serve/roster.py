@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from forescale.engine.serve.messages import FailureKind, Hello, Load
+from forescale.engine.serve.messages import FailureKind, Hello
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +59,8 @@ class Replica:
     """
 
     name: str
-    load: Load
+    model: str
+    version: str
     device: str
     state: State
     process: str | None
