@@ -23,7 +23,7 @@ from forescale.engine.serve.gateway import Gateway
 from forescale.engine.serve.link import ReplicaLink
 from forescale.engine.serve.messages import Beat, Credit, Hello, Result, Run, to_replica
 from forescale.engine.serve.queues import QueuePolicy
-from forescale.engine.serve.server import Server
+from forescale.engine.serve.server import Server, listen
 
 INFER = "/v2/models/m/infer"
 
@@ -107,7 +107,7 @@ async def place(*, body_limit_bytes: int = 1 << 20) -> AsyncGenerator[Place]:
         gateway.serve("m", "1", DOUBLING, QueuePolicy(timeout_s=60))
         link.open()
         async with (
-            Server(App(gateway, body_limit_bytes=body_limit_bytes), port=0) as server,
+            Server(App(gateway, body_limit_bytes=body_limit_bytes), listen("127.0.0.1", 0)) as server,
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client,
         ):
             made = Place(gateway, channel, server, client)
@@ -262,7 +262,7 @@ def test_a_port_that_is_taken_is_named() -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             with pytest.raises(InvalidInput, match=f"127.0.0.1:{port}"):
-                Server(App(Gateway(NoLink(), clock=SystemClock())), port=port)
+                listen("127.0.0.1", port)
 
     run(test)
 

@@ -49,7 +49,18 @@ Artifacts = Annotated[
 ]
 
 
-def serve(  # noqa: PLR0917 - typer takes the options from the signature
+Lease = Annotated[
+    float,
+    typer.Option(
+        "--lease-s",
+        min=1.0,
+        metavar="S",
+        help="If this process is killed, its models are served on for so long, until it is started again.",
+    ),
+]
+
+
+def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
     state: State = Path("forescale-state"),
     host: Host = "127.0.0.1",
     port: Port = 8080,
@@ -58,21 +69,20 @@ def serve(  # noqa: PLR0917 - typer takes the options from the signature
     factory: Factories = None,
     database: Database = None,
     artifacts: Artifacts = None,
+    lease_s: Lease = 300.0,
 ) -> None:
     """Serves models until Ctrl-C: an HTTP gateway, replicas of what is deployed, and their management."""
     out = console(stderr=True)
     try:
-        from forescale.api.server import ServerPlan
+        from forescale.api.server import PlaneOptions, ServerPlan
         from forescale.api.server import serve as run
     except ModuleNotFoundError as error:
         raise InvalidInput(f"serving needs {error.name}: pip install 'forescale[serve]'") from error
     plan = ServerPlan(
         state=state,
-        host=host,
-        port=port,
-        devices=devices,
+        plane=PlaneOptions(host=host, port=port, devices=devices, factories=tuple(factory or ())),
+        lease_s=lease_s,
         trust=trust,
-        factories=tuple(factory or ()),
         database=database,
         artifacts=artifacts,
     )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Protocol, assert_never
 
 import structlog
 
@@ -27,12 +26,15 @@ from forescale.control.serving import (
     step,
 )
 from forescale.core.clock import Clock
-from forescale.core.errors import ForescaleError, NotServed, RegistryFailed
+from forescale.core.errors import ForescaleError, PeerGone, RegistryFailed
 from forescale.core.signature import Signature
-from forescale.engine.serve import crew as engine
+from forescale.engine.serve import orders
 from forescale.engine.serve.formats import Order, format_named
-from forescale.engine.serve.gateway import Gateway, Link
-from forescale.engine.serve.messages import Failed, FromReplica, Hello, Load, Warm
+from forescale.engine.serve.messages import Load
+from forescale.engine.serve.plane import within
+from forescale.engine.serve.roster import Replica as PlaneReplica
+from forescale.engine.serve.roster import State
+from forescale.engine.serve.routing import Route
 from forescale.registry.records import Deployment, DeploymentSpec, Happening
 from forescale.registry.registry import Registry
 
@@ -41,15 +43,33 @@ _PAUSE_S = 1.0  # after something that the next attempt may find mended
 _BY = "forescale"
 _HOPELESS_LOSSES = 2  # in a row, with no replica of that version getting ready between
 _PHASES = {
-    engine.State.WAITING: Phase.STARTING,
-    engine.State.LOADING: Phase.STARTING,
-    engine.State.SERVING: Phase.READY,
-    engine.State.DRAINING: Phase.LEAVING,
+    State.WAITING: Phase.STARTING,
+    State.LOADING: Phase.STARTING,
+    State.SERVING: Phase.READY,
+    State.DRAINING: Phase.LEAVING,
 }
 
 
+class DataPlane(Protocol):
+    """Who serves; ``engine.serve.adoption.DataPlane`` does."""
+
+    async def exchange(
+        self, commands: Sequence[orders.Command] = (), *, acknowledged: int = 0, wait_s: float = 0.0
+    ) -> orders.PlaneState:
+        """Give commands and learn how things are, at the latest after ``wait_s``. One at a time.
+
+        Raises:
+            PeerGone: the data plane is gone, and all it served; another one is there at the next call.
+        """
+        ...
+
+    def answer_now(self) -> None:
+        """Let the exchange under way, or else the next one, end at once."""
+        ...
+
+
 class Pool:
-    """Replicas and gateway of one server. Use it in the thread of its event loop.
+    """What one server serves. Use it in the thread of its event loop.
 
     Args:
         trust: whether code in models' files may run.
@@ -59,36 +79,29 @@ class Pool:
         self,
         *,
         registry: Registry,
-        crew: engine.Crew,
-        gateway: Gateway,
-        link: Link,
+        plane: DataPlane,
         clock: Clock,
         trust: bool = False,
         scaling: ScalingRules | None = None,
     ) -> None:
         self._registry = registry
-        self._crew = crew
-        self._gateway = gateway
+        self._plane = plane
         self._clock = clock
         self._trust = trust
-        self._wanted: tuple[DeploymentSpec, ...] = ()
+        self._seen = orders.PlaneState(plane="", devices=())
+        self._wanted: tuple[DeploymentSpec, ...] | None = None
         self._is_stale = True
         self._is_refreshing = False
         self._loads: dict[Version, Load] = {}
         self._faults: dict[Version, str] = {}
         self._losses: Counter[Version] = Counter()
         self._preparing: set[Version] = set()
-        self._withdrawals: set[Version] = set()
-        self._happenings: asyncio.Queue[Happening] = asyncio.Queue()
-        self._wake = asyncio.Event()
+        self._diary = _Diary(registry)
         self._shown: object = None
         self._news = asyncio.Event()
         self.change = 0
         self.is_ending = False
-        self._scaler = Scaler(gateway, crew, scaling)
-        self._starving = asyncio.Event()
-        gateway.on_starving = self._starving.set
-        link.listen(self._hear)
+        self._scaler = Scaler(scaling)
 
     # ---- what others ask -------------------------------------------------------------------------------
 
@@ -111,7 +124,7 @@ class Pool:
         """The deployments have changed."""
         self._is_stale = True
         self._faults.clear()  # whoever deploys again may have mended what was wrong
-        self._wake.set()
+        self._plane.answer_now()
 
     def stop_waiting(self) -> None:
         """The server ends: whoever waits for a change is answered now."""
@@ -120,14 +133,14 @@ class Pool:
 
     async def wait_for_change(self, timeout_s: float) -> None:
         """Until ``change`` is another, at most so long."""
-        await _within(timeout_s, self._news)
+        await within(timeout_s, self._news)
 
     def status(self, deployment: Deployment) -> dict[str, Any]:
         """How far a deployment is, as JSON: ``state`` is starting, serving or failing."""
         spec = deployment.spec
-        replicas = [replica for replica in self._crew.replicas() if replica.model == spec.model]
+        replicas = [replica for replica in self._seen.replicas if replica.model == spec.model]
         mine = [replica for replica in replicas if replica.version == str(spec.number)]
-        serving = sum(replica.state is engine.State.SERVING for replica in mine)
+        serving = sum(replica.state is State.SERVING for replica in mine)
         error = self._error((spec.model, spec.number), mine)
         scaling = self._scaler.status(spec)
         if serving >= min(max(spec.min_replicas, 1), scaling["wanted"]) and self._answers(spec):
@@ -147,32 +160,41 @@ class Pool:
 
     async def run(self) -> None:
         """Keep what is served like what is deployed, until cancelled."""
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._crew.fileno(), self._wake.set)
-        try:
-            async with asyncio.TaskGroup() as self._tasks:
-                self._tasks.create_task(self._write_down())
-                self._tasks.create_task(self._scale())
-                while True:
-                    self._wake.clear()
-                    try:
-                        self._look()
-                    except ForescaleError as error:
-                        structlog.get_logger().error("serving_step_failed", error=str(error))
+        async with asyncio.TaskGroup() as self._tasks:
+            self._tasks.create_task(self._diary.write())
+            commands: Sequence[orders.Command] = ()
+            while True:
+                try:
+                    await self._look(commands)
+                    commands = await self._decide()
+                except PeerGone as error:
+                    commands = ()
+                    if not self._seen.plane:  # nor did the one before it answer
                         await asyncio.sleep(_PAUSE_S)
-                    await _within(_LOOK_S, self._wake)
-        finally:
-            loop.remove_reader(self._crew.fileno())
+                    self._lose_plane(str(error))
+                except ForescaleError as error:
+                    structlog.get_logger().error("serving_step_failed", error=str(error))
+                    commands = ()
+                    await asyncio.sleep(_PAUSE_S)
 
-    def _look(self) -> None:
-        """Nothing here waits, least of all for the registry: a replica may be lost at any time."""
-        self._note(self._crew.poll(self._clock.monotonic_s()))
+    async def _look(self, commands: Sequence[orders.Command]) -> None:
         if self._is_stale and not self._is_refreshing:
             self._is_stale, self._is_refreshing = False, True
             self._tasks.create_task(self._refresh())
-        for command in step(self._wanted, self._observe(), self._scaler.counts()):
-            self._do(command)
+        acknowledged = self._diary.written(self._seen.plane)
+        self._seen = await self._plane.exchange(commands, acknowledged=acknowledged, wait_s=_LOOK_S)
+        for happened in self._diary.take(self._seen):
+            self._note(happened)
+
+    async def _decide(self) -> Sequence[orders.Command]:
+        if self._wanted is None:
+            return ()  # what is deployed is not known yet
+        now_s = self._clock.monotonic_s()
+        for happening in await self._scaler.decide(self._wanted, self._seen, now_s):
+            self._diary.put(happening)
+        commands = step(self._wanted, self._observe(), self._scaler.counts())
         self._tell()
+        return [order for command in commands for order in self._order(command)]
 
     async def _refresh(self) -> None:
         try:
@@ -183,28 +205,23 @@ class Pool:
             self._is_stale = True
         else:
             self._wanted = tuple(deployment.spec for deployment in found)
+            deployed = {(spec.model, spec.number) for spec in self._wanted}
+            for known in (self._loads, self._losses):
+                for version in known.keys() - deployed:
+                    del known[version]
         self._is_refreshing = False
-        self._wake.set()
+        self._plane.answer_now()
 
-    async def _scale(self) -> None:
-        while True:
-            self._starving.clear()
-            for happening in await self._scaler.decide(self._wanted, self._clock.monotonic_s()):
-                self._happenings.put_nowait(happening)
-                self._wake.set()
-            await _within(_LOOK_S, self._starving)
-
-    async def _write_down(self) -> None:
-        while True:
-            happening = await self._happenings.get()
-            try:
-                await asyncio.to_thread(self._registry.record, happening)
-            except RegistryFailed as error:
-                structlog.get_logger().error("event_not_kept", error=str(error))
+    def _lose_plane(self, cause: str) -> None:
+        structlog.get_logger().error("data_plane_lost", cause=cause)
+        self._diary.put(Happening(kind="data_plane_lost", subject="", by=_BY, detail={"cause": cause}))
+        self._seen = orders.PlaneState(plane="", devices=())
+        self._tell()
 
     def _observe(self) -> Observation:
+        seen = self._seen
         return Observation(
-            devices=self._crew.devices,
+            devices=seen.devices,
             replicas=tuple(
                 Replica(
                     name=replica.name,
@@ -212,45 +229,44 @@ class Pool:
                     device=replica.device,
                     phase=_PHASES[replica.state],
                 )
-                for replica in self._crew.replicas()
+                for replica in seen.replicas
             ),
-            served=frozenset(
-                version
-                for served in self._gateway.all()
-                if (version := (served.model, int(served.version))) not in self._withdrawals
-            ),
-            withdrawn=frozenset(self._withdrawals),
+            served=frozenset((version.model, int(version.version)) for version in seen.versions),
+            withdrawn=frozenset((model, int(number)) for model, number in seen.withdrawn),
             unusable=frozenset(self._faults),
         )
 
-    def _do(self, command: Command) -> None:
+    def _order(self, command: Command) -> Iterator[orders.Command]:
+        """What the data plane is told to do."""
         match command:
             case Serve(version=version):
-                if version not in self._preparing:
-                    self._preparing.add(version)
-                    self._tasks.create_task(self._serve(version))
-            case StartReplica(version=version, device=device):
                 if version in self._loads:
-                    self._crew.place(self._loads[version], device, self._clock.monotonic_s())
+                    yield orders.Serve(load=self._loads[version])
+                elif version not in self._preparing:
+                    self._preparing.add(version)
+                    self._tasks.create_task(self._prepare(version))
+            case StartReplica(version=(model, number), device=device):
+                yield orders.StartReplica(model=model, version=str(number), device=device)
             case StopReplica(name=name):
-                self._stop(name)
+                yield orders.StopReplica(name=name)
             case Prefer(version=(model, number)):
-                self._gateway.set_default(model, str(number))
-            case Withdraw(version=version):
-                self._withdrawals.add(version)
-                self._tasks.create_task(self._withdraw(version))
+                yield orders.SetRoute(model=model, route=Route(version=str(number)))
+            case Withdraw(version=(model, number)):
+                yield orders.Withdraw(model=model, version=str(number))
             case _:
                 assert_never(command)
 
-    async def _serve(self, version: Version) -> None:
-        """Take requests to a version when its file has been found whole."""
+    async def _prepare(self, version: Version) -> None:
+        """Find a version's file whole, so that it can be served."""
         model, number = version
         try:
             found = await asyncio.to_thread(self._registry.version, model, number)
             path = await asyncio.to_thread(self._registry.artifact, found)
         except ForescaleError as error:
             self._faults[version] = str(error)
-            self._happen("version_unusable", model, {"version": number, "cause": str(error)})
+            detail = {"version": number, "cause": str(error)}
+            structlog.get_logger().warning("version_unusable", model=model, **detail)
+            self._diary.put(Happening(kind="version_unusable", subject=model, by=_BY, detail=detail))
         else:
             self._loads[version] = Load(
                 model=model,
@@ -261,64 +277,28 @@ class Pool:
                 signature=found.signature,
                 trust=self._trust,
             )
-            self._gateway.serve(model, str(number), found.signature)
         self._preparing.remove(version)
-        self._wake.set()
+        self._plane.answer_now()
 
-    def _stop(self, name: str) -> None:
-        process = self._crew.remove(name, self._clock.monotonic_s())
-        if process is not None:
-            self._gateway.drain(process)
-
-    async def _withdraw(self, version: Version) -> None:
-        model, number = version
-        await self._gateway.retire(model, str(number))
-        for replica in self._crew.replicas():
-            if (replica.model, replica.version) == (model, str(number)):
-                self._stop(replica.name)
-        self._loads.pop(version, None)
-        self._losses.pop(version, None)
-        self._withdrawals.remove(version)
-        self._wake.set()
-
-    # ---- what replicas say -----------------------------------------------------------------------------
-
-    def _hear(self, process: str, said: FromReplica, _frames: tuple[memoryview, ...]) -> None:
-        self._crew.heard(process, said, self._clock.monotonic_s())
-        if isinstance(said, Warm | Hello) or (isinstance(said, Failed) and said.batch is None):
-            self._wake.set()
-
-    def _note(self, events: tuple[engine.CrewEvent, ...]) -> None:
-        for event in events:
-            match event:
-                case engine.Ready(hello=hello):
-                    self._scaler.loaded(hello.model, hello.load_s)
-                    self._losses.pop((hello.model, int(hello.version)), None)
-                    detail = {"replica": event.replica, "version": hello.version, "load_s": hello.load_s}
-                    self._happen("replica_ready", hello.model, detail)
-                case engine.Lost(process=process, replica=replica, cause=cause):
-                    self._gateway.lose(process)
-                    version = _version_of(replica)
-                    self._losses[version] += 1
-                    self._happen("replica_lost", version[0], {"replica": replica, "cause": cause})
-                case engine.Ended(process=process, replica=replica):
-                    self._gateway.lose(process)
-                    self._happen("replica_ended", _version_of(replica)[0], {"replica": replica})
-                case _:
-                    assert_never(event)
-
-    def _happen(self, kind: str, model: str, detail: Mapping[str, Any]) -> None:
+    def _note(self, happened: orders.Happened) -> None:
         log = structlog.get_logger()
-        (log.warning if "cause" in detail else log.info)(kind, model=model, **detail)
-        self._happenings.put_nowait(Happening(kind=kind, subject=model, by=_BY, detail=detail))
+        tell = log.warning if "cause" in happened.detail else log.info
+        tell(happened.kind, model=happened.model, **happened.detail)
+        version = _version_of(happened.detail["replica"])
+        if happened.kind == "replica_lost":
+            self._losses[version] += 1
+        elif happened.kind == "replica_ready":
+            self._losses.pop(version, None)
 
     # ---- what is shown ---------------------------------------------------------------------------------
 
     def _tell(self) -> None:
         """Wake those who wait for a change, if there was one."""
+        seen = self._seen
         shown = (
-            self._crew.replicas(),
-            tuple((served.model, served.version) for served in self._gateway.all()),
+            seen.replicas,
+            tuple((version.model, version.version) for version in seen.versions),
+            dict(seen.routes),
             tuple(self._faults.items()),
             self._wanted,
             self._scaler.counts(),
@@ -329,7 +309,7 @@ class Pool:
             self._news.set()
             self._news = asyncio.Event()
 
-    def _error(self, version: Version, replicas: list[engine.Replica]) -> str | None:
+    def _error(self, version: Version, replicas: list[PlaneReplica]) -> str | None:
         """Why a deployment does not get on, if it does not."""
         if version in self._faults:
             return self._faults[version]
@@ -339,25 +319,60 @@ class Pool:
 
     def _answers(self, spec: DeploymentSpec) -> bool:
         """Whether requests that name no version go to the deployed one."""
-        try:
-            return self._gateway.find(spec.model).version == str(spec.number)
-        except NotServed:
-            return False
+        route = self._seen.routes.get(spec.model)
+        return route is not None and route.version == str(spec.number)
 
     def _counts(self, model: str) -> dict[str, int]:
-        try:
-            served = self._gateway.find(model)
-        except NotServed:
-            return {}
-        gauges = served.gauges()
-        return {**served.metrics.outcomes, "waiting": gauges.waiting, "in_flight": gauges.in_flight}
+        route = self._seen.routes.get(model)
+        for version in self._seen.versions:
+            if route is not None and (version.model, version.version) == (model, route.version):
+                return {**version.outcomes, "waiting": version.waiting, "in_flight": version.in_flight}
+        return {}
 
 
-async def _within(timeout_s: float, event: asyncio.Event) -> None:
-    # Not ``wait_for``, which in Python 3.11 loses a cancellation that comes together with the event.
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(timeout_s):
-            await event.wait()
+class _Diary:
+    """Writes down what happens, each once, and remembers what of it the data plane may forget."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._queue: asyncio.Queue[tuple[Happening, str, orders.Happened | None]] = asyncio.Queue()
+        self._taken: Counter[str] = Counter()
+        self._written: Counter[str] = Counter()
+
+    def put(self, happening: Happening) -> None:
+        self._queue.put_nowait((happening, "", None))
+
+    def take(self, seen: orders.PlaneState) -> Iterator[orders.Happened]:
+        """What the data plane tells for the first time, to be written down."""
+        for happened in seen.happenings:
+            if happened.number > self._taken[seen.plane]:
+                self._taken[seen.plane] = happened.number
+                happening = Happening(
+                    kind=happened.kind, subject=happened.model, by=_BY, detail=happened.detail
+                )
+                self._queue.put_nowait((happening, seen.plane, happened))
+                yield happened
+
+    def written(self, plane: str) -> int:
+        """Number of the last one of that data plane that is written down."""
+        return self._written[plane]
+
+    async def write(self) -> None:
+        while True:
+            happening, plane, happened = await self._queue.get()
+            await self._record(happening, happened and happened.at_s)
+            if happened is not None:
+                self._written[plane] = happened.number
+
+    async def _record(self, happening: Happening, at_s: float | None) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self._registry.record, happening, at_s=at_s)
+            except RegistryFailed as error:
+                structlog.get_logger().error("event_not_kept", error=str(error))
+                await asyncio.sleep(_PAUSE_S)
+            else:
+                return
 
 
 def _version_of(replica: str) -> Version:
@@ -366,7 +381,7 @@ def _version_of(replica: str) -> Version:
     return model, int(number)
 
 
-def _replica_as_json(replica: engine.Replica) -> dict[str, Any]:
+def _replica_as_json(replica: PlaneReplica) -> dict[str, Any]:
     return {
         "name": replica.name,
         "version": int(replica.version),

@@ -146,9 +146,15 @@ def step(
 
 
 def _known(state: ScalingState, load: Load, now_s: float) -> Scale:
-    # A new one is started even if it may have none: whether it can be served is seen at once.
     known = state.models.get(load.spec.model)
-    return known or Scale(wanted=max(1, load.spec.min_replicas), active_s=now_s)
+    if known is not None:
+        return known
+    # A new one is started even if it may have none: whether it can be served is seen at once. One that served
+    # before this controller came keeps what it has, as if it had just been needed.
+    least, found = max(1, load.spec.min_replicas), min(load.ready, load.spec.max_replicas)
+    if found > least:
+        return Scale(wanted=found, needs=((now_s, found),), active_s=now_s)
+    return Scale(wanted=least, active_s=now_s)
 
 
 def _counted(state: ScalingState, loads: Sequence[Load], now_s: float, rules: ScalingRules) -> ScalingState:

@@ -2,6 +2,7 @@
 
 ZeroMQ over TCP with CURVE: a fresh server key and a fresh client key per run. The client's secret key is the
 run's secret; it reaches workers over their standard input, and nobody without it can send or read a byte.
+On one machine a Unix socket in a folder that only its owner can enter does as well, without encryption.
 
 A message is a msgpack header and raw buffers ("frames"), which are neither copied when sent (above 64 KiB)
 nor when received. ``engine/tensors.py`` turns tensors into frames; this module knows nothing about them.
@@ -16,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
 import msgpack
@@ -46,15 +48,15 @@ class Waitable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invitation:
-    """What a worker needs to connect: address and keys (Z85 text).
+    """What a worker needs to connect: an address and, unless that is a Unix socket, keys (Z85 text).
 
     It holds the run's secret: hand it over standard input or something as private, never argv or environment.
     """
 
     address: str
-    server_key: str
-    public_key: str
-    secret_key: str = field(repr=False)
+    server_key: str = ""
+    public_key: str = ""
+    secret_key: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +79,7 @@ class ChannelServer:
 
     Args:
         host: address of the interface to listen on, as workers reach it.
+        path: a Unix socket to listen on instead, in a folder that is private.
 
     Attributes:
         invitation: what workers need to connect.
@@ -85,30 +88,39 @@ class ChannelServer:
         ChannelFailed: this pyzmq has no CURVE, or the address cannot be bound.
     """
 
-    def __init__(self, host: str = "127.0.0.1") -> None:
+    def __init__(self, host: str = "127.0.0.1", *, path: Path | None = None) -> None:
+        self._context = zmq.Context()
+        self._gate: threading.Thread | None = None
+        self._router = self._context.socket(zmq.ROUTER)
+        _configure(self._router)
+        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to nobody is an error, not silence
+        self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted worker takes over its name
+        try:
+            if path is None:
+                self.invitation = self._listen_encrypted(host)
+            else:
+                self._router.bind(f"ipc://{path}")
+                self.invitation = Invitation(address=f"ipc://{path}")
+        except zmq.ZMQError as error:
+            self.close()
+            raise ChannelFailed(f"cannot listen on {path or host}: {error.strerror}") from error
+
+    def _listen_encrypted(self, host: str) -> Invitation:
         if not zmq.has("curve"):
+            self.close()
             raise ChannelFailed("this pyzmq was built without CURVE encryption; install pyzmq's own wheel")
         server_key, server_secret = zmq.curve_keypair()
         public_key, secret_key = zmq.curve_keypair()
-        self._context = zmq.Context()
         gate = self._context.socket(zmq.REP)
         gate.bind(_ZAP_ADDRESS)
         self._gate = threading.Thread(target=_admit, args=(gate, z85.decode(public_key)), daemon=True)
         self._gate.start()
-        self._router = self._context.socket(zmq.ROUTER)
-        _configure(self._router)
         self._router.setsockopt(zmq.CURVE_SERVER, 1)
         self._router.setsockopt(zmq.CURVE_SECRETKEY, server_secret)
         self._router.setsockopt(zmq.ZAP_DOMAIN, _ZAP_DOMAIN)
         self._router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
-        self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to nobody is an error, not silence
-        self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted worker takes over its name
-        try:
-            port = self._router.bind_to_random_port(f"tcp://{host}")
-        except zmq.ZMQError as error:
-            self.close()
-            raise ChannelFailed(f"cannot listen on {host}: {error.strerror}") from error
-        self.invitation = Invitation(
+        port = self._router.bind_to_random_port(f"tcp://{host}")
+        return Invitation(
             address=f"tcp://{host}:{port}",
             server_key=server_key.decode(),
             public_key=public_key.decode(),
@@ -178,7 +190,8 @@ class ChannelServer:
         """Close, giving unsent messages ``linger_s`` to leave. Harmless the second time."""
         self._router.close(_milliseconds(linger_s))
         self._context.term()
-        self._gate.join()
+        if self._gate is not None:
+            self._gate.join()
 
     def __enter__(self) -> Self:
         return self
@@ -204,9 +217,10 @@ class Channel:
         self._dealer = self._context.socket(zmq.DEALER)
         _configure(self._dealer)
         self._dealer.setsockopt(zmq.IDENTITY, name.encode())
-        self._dealer.setsockopt(zmq.CURVE_SERVERKEY, invitation.server_key.encode())
-        self._dealer.setsockopt(zmq.CURVE_PUBLICKEY, invitation.public_key.encode())
-        self._dealer.setsockopt(zmq.CURVE_SECRETKEY, invitation.secret_key.encode())
+        if invitation.server_key:
+            self._dealer.setsockopt(zmq.CURVE_SERVERKEY, invitation.server_key.encode())
+            self._dealer.setsockopt(zmq.CURVE_PUBLICKEY, invitation.public_key.encode())
+            self._dealer.setsockopt(zmq.CURVE_SECRETKEY, invitation.secret_key.encode())
         self._partings = self._dealer.get_monitor_socket(_PARTINGS)
         self._dealer.connect(invitation.address)
 

@@ -30,6 +30,8 @@ from forescale.registry.records import (
     signature_from_json,
 )
 
+_REPEATED_WITHIN = 20_000  # events: more than a data plane tells again
+
 
 class Registry:
     """Every change is one transaction, which also writes down who made it. Use it from any thread.
@@ -219,12 +221,18 @@ class Registry:
                 raise NotFound(f"{model} is not deployed")
             self._write_down(connection, "undeployed", model, by, {})
 
-    def record(self, happening: Happening) -> None:
-        """Write something down for good."""
+    def record(self, happening: Happening, *, at_s: float | None = None) -> None:
+        """Write something down for good.
+
+        Args:
+            at_s: when it happened (None: now); if exactly that is among the latest events already, it is
+                not written a second time.
+        """
         with self._database.writing() as connection:
-            self._write_down(
-                connection, happening.kind, happening.subject, happening.by, dict(happening.detail)
-            )
+            if at_s is None or not _is_known(connection, happening, at_s):
+                self._write_down(
+                    connection, happening.kind, happening.subject, happening.by, dict(happening.detail), at_s
+                )
 
     def events(self, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         """What was written down after the event of that number, oldest first, at most ``limit``."""
@@ -234,12 +242,26 @@ class Registry:
         return tuple(map(_event, rows))
 
     def _write_down(
-        self, connection: Connection, kind: str, subject: str, by: str, detail: Mapping[str, Any]
+        self,
+        connection: Connection,
+        kind: str,
+        subject: str,
+        by: str,
+        detail: Mapping[str, Any],
+        at_s: float | None = None,
     ) -> None:
-        at_s = self._clock.wall_s()
+        at_s = self._clock.wall_s() if at_s is None else at_s
         connection.execute(
             insert(tables.events).values(at_s=at_s, kind=kind, subject=subject, by=by, detail=detail)
         )
+
+
+def _is_known(connection: Connection, happening: Happening, at_s: float) -> bool:
+    events = tables.events.c
+    newest = connection.scalar(select(func.max(events.id))) or 0
+    same = (events.at_s == at_s, events.kind == happening.kind, events.subject == happening.subject)
+    found = select(events.id).where(events.id > newest - _REPEATED_WITHIN, *same).limit(1)
+    return connection.scalar(found) is not None
 
 
 def _next_number(connection: Connection, model: str) -> int:

@@ -37,6 +37,8 @@ from forescale.engine.serve.messages import (
     Warm,
     to_replica,
 )
+from forescale.engine.serve.orders import Command, Exchange, PlaneState
+from forescale.engine.serve.plane import Plane
 from forescale.engine.serve.requests import InferRequest, WantedOutput
 from forescale.registry.artifacts import ArtifactStore
 from forescale.registry.records import DeploymentSpec, Happening
@@ -145,6 +147,22 @@ class PlayedProcesses:
         asyncio.get_running_loop().call_soon(tell)
 
 
+class Nearby:
+    """A data plane in this process."""
+
+    def __init__(self, plane: Plane) -> None:
+        self.plane = plane
+
+    async def exchange(
+        self, commands: Sequence[Command] = (), *, acknowledged: int = 0, wait_s: float = 0.0
+    ) -> PlaneState:
+        asked = Exchange(commands=tuple(commands), acknowledged=acknowledged, wait_s=wait_s)
+        return await self.plane.exchange(asked)
+
+    def answer_now(self) -> None:
+        self.plane.answer_now()
+
+
 class Served:
     """A pool at work."""
 
@@ -196,8 +214,9 @@ async def pool_of(registry: Registry) -> AsyncGenerator[Served]:
         gateway = Gateway(processes, clock=clock)
         rules = CrewRules(spares=1, starts=2)
         crew = Crew(processes, lambda to, said: processes.send(to, said.to_header()), [CPU], rules)
-        pool = Pool(registry=registry, crew=crew, gateway=gateway, link=processes, clock=clock)
-        running = asyncio.create_task(pool.run())
+        plane = Nearby(Plane(crew=crew, gateway=gateway, link=processes, clock=clock))
+        pool = Pool(registry=registry, plane=plane, clock=clock)
+        running = asyncio.gather(plane.plane.run(), pool.run())
         try:
             yield Served(pool, gateway, processes, registry)
         finally:
@@ -244,7 +263,7 @@ class HungRegistry(Registry):
 
     may_go_on = threading.Event()
 
-    def record(self, happening: Happening) -> None:
+    def record(self, happening: Happening, *, at_s: float | None = None) -> None:
         self.may_go_on.wait(10)
 
 

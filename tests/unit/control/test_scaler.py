@@ -10,42 +10,47 @@ import numpy as np
 from fake_replicas import DOUBLING, FakeLink, SteadyClock, settle
 from forescale.control.scaler import Scaler
 from forescale.control.scaling import ScalingRules
-from forescale.engine.serve.crew import Replica, State
 from forescale.engine.serve.gateway import Gateway
+from forescale.engine.serve.orders import PlaneState
+from forescale.engine.serve.plane import version_state
 from forescale.engine.serve.requests import InferRequest, WantedOutput
+from forescale.engine.serve.roster import Replica, State
 from forescale.registry.records import DeploymentSpec, Happening
 
 SPEC = DeploymentSpec(model="m", number=1, min_replicas=0, max_replicas=2)
 
 
 class Seats:
-    """A crew that has what the test says."""
+    """A data plane of a real gateway, with the replicas that the test says."""
 
-    devices = ("cpu0", "cpu1")
-    warm_up_s = 4.0
-
-    def __init__(self) -> None:
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
         self.names: Sequence[str] = ("r0",)
         self.warm = 1
+        self.load_s: float | None = None
 
-    def replicas(self) -> tuple[Replica, ...]:
-        return tuple(
-            Replica(
-                name=name,
-                model="m",
-                version="1",
-                device="cpu0",
-                state=State.SERVING,
-                process=name,
-                cause=None,
-                attempts=0,
-                retry_s=0.0,
-            )
-            for name in self.names
+    def seen(self) -> PlaneState:
+        return PlaneState(
+            plane="p",
+            devices=("cpu0", "cpu1"),
+            warm_up_s=4.0,
+            spares=self.warm,
+            versions=tuple(version_state(served, self.load_s) for served in self._gateway.all()),
+            replicas=tuple(
+                Replica(
+                    name=name,
+                    model="m",
+                    version="1",
+                    device="cpu0",
+                    state=State.SERVING,
+                    process=name,
+                    cause=None,
+                    attempts=0,
+                    retry_s=0.0,
+                )
+                for name in self.names
+            ),
         )
-
-    def spares(self) -> int:
-        return self.warm
 
 
 def request(rows: int) -> InferRequest:
@@ -62,30 +67,31 @@ def request(rows: int) -> InferRequest:
 
 def test_a_model_sleeps_and_its_first_request_wakes_it() -> None:
     async def test() -> None:
-        link, crew, woken = FakeLink(prompt=True), Seats(), asyncio.Event()
+        link, woken = FakeLink(prompt=True), asyncio.Event()
         gateway = Gateway(link, clock=SteadyClock())
+        plane = Seats(gateway)
         gateway.on_starving = woken.set
-        scaler = Scaler(gateway, crew, ScalingRules(level=None, idle_s=5.0))
+        scaler = Scaler(ScalingRules(level=None, idle_s=5.0))
         gateway.serve("m", "1", DOUBLING)
         link.join("r0")
         assert scaler.status(SPEC)["wanted"] == 1
-        await scaler.decide([SPEC], 0.0)
+        await scaler.decide([SPEC], plane.seen(), 0.0)
         await gateway.infer("m", None, request(8))
-        await scaler.decide([SPEC], 1.0)
+        await scaler.decide([SPEC], plane.seen(), 1.0)
         shown = scaler.status(SPEC)
         assert (shown["rows_per_s"], shown["capacity_per_s"], shown["lead_s"]) == (8.0, 32 / 0.001, 2.0)
-        (slept,) = await scaler.decide([SPEC], 6.0)
+        (slept,) = await scaler.decide([SPEC], plane.seen(), 6.0)
         assert slept == Happening(
             kind="scaled", subject="m", by="forescale", detail={"from": 1, **scaler.status(SPEC)}
         )
         assert scaler.counts() == {"m": 0}
         gateway.lose("r0")
-        crew.names = ()
+        plane.names = ()
         assert not woken.is_set()
         asked = asyncio.ensure_future(gateway.infer("m", None, request(1)))
         await settle()
         assert woken.is_set()
-        await scaler.decide([SPEC], 6.1)
+        await scaler.decide([SPEC], plane.seen(), 6.1)
         assert scaler.counts() == {"m": 1}
         link.join("r1")
         assert len((await asked)["y"]) == 1
@@ -96,13 +102,26 @@ def test_a_model_sleeps_and_its_first_request_wakes_it() -> None:
 
 def test_without_a_spare_the_forecast_looks_further_ahead() -> None:
     async def test() -> None:
-        crew, gateway = Seats(), Gateway(FakeLink(), clock=SteadyClock())
-        scaler = Scaler(gateway, crew)
-        scaler.loaded("m", 0.25)
-        await scaler.decide([SPEC], 0.0)
+        gateway = Gateway(FakeLink(), clock=SteadyClock())
+        gateway.serve("m", "1", DOUBLING)
+        plane, scaler = Seats(gateway), Scaler()
+        plane.load_s = 0.25
+        await scaler.decide([SPEC], plane.seen(), 0.0)
         assert scaler.status(SPEC)["lead_s"] == 1.25
-        crew.warm = 0
-        await scaler.decide([SPEC], 1.0)
+        plane.warm = 0
+        await scaler.decide([SPEC], plane.seen(), 1.0)
         assert scaler.status(SPEC)["lead_s"] == 5.25
+
+    asyncio.run(test())
+
+
+def test_a_pool_that_is_taken_over_keeps_the_replicas_it_has() -> None:
+    async def test() -> None:
+        gateway = Gateway(FakeLink(), clock=SteadyClock())
+        gateway.serve("m", "1", DOUBLING)
+        plane, scaler = Seats(gateway), Scaler()
+        plane.names = ("r0", "r1")
+        assert await scaler.decide([SPEC], plane.seen(), 0.0) == ()
+        assert scaler.counts() == {"m": 2}
 
     asyncio.run(test())

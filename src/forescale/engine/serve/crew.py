@@ -115,6 +115,10 @@ class Crew:
             for seat in self._seats.values()
         )
 
+    def processes(self) -> frozenset[str]:
+        """Names of all that live, spares or not."""
+        return frozenset(self._processes)
+
     def spares(self) -> int:
         """Processes that could take a model at once."""
         return sum(process.warm and process.seat is None for process in self._processes.values())
@@ -279,6 +283,8 @@ class Crew:
                     entry=ENTRY,
                     device=self._devices[device],
                     name=name,
+                    # Threads that wait in a loop for each other's work take the gateway's time.
+                    environment={"OMP_WAIT_POLICY": "PASSIVE"},
                     config={
                         "memory_limit_bytes": self._rules.memory_limit_bytes,
                         "factories": self._rules.factories,

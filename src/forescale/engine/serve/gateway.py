@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from forescale.engine.serve.link import Listener
 from forescale.engine.serve.messages import Credit, Drain, Failed, FromReplica, Header, Hello, Result
 from forescale.engine.serve.queues import QueuePolicy
 from forescale.engine.serve.requests import InferRequest
+from forescale.engine.serve.routing import Route
 from forescale.engine.serve.served import Outputs, ServedModel
 
 
@@ -45,7 +46,7 @@ class Gateway:
         self._clock = clock
         self._balancing = balancing
         self._models: dict[str, dict[str, ServedModel]] = {}
-        self._defaults: dict[str, str] = {}
+        self._routes: dict[str, Route] = {}
         self._homes: dict[str, ServedModel] = {}
         self.on_starving: Callable[[], object] = lambda: None
         link.listen(self._hear)
@@ -73,17 +74,22 @@ class Gateway:
             clock=self._clock,
             on_starving=self._starve,
         )
-        self._defaults.setdefault(model, version)
+        self._routes.setdefault(model, Route(version=version))
         return served
 
-    def set_default(self, model: str, version: str) -> None:
-        """Let this version answer requests that name none.
+    def set_route(self, model: str, route: Route) -> None:
+        """Decide which version answers requests that name none.
 
         Raises:
-            NotServed: it is not served.
+            NotServed: one of its versions is not served.
         """
-        self.find(model, version)
-        self._defaults[model] = version
+        for version in route.versions():
+            self.find(model, version)
+        self._routes[model] = route
+
+    def routes(self) -> Mapping[str, Route]:
+        """Of each model that is served."""
+        return self._routes
 
     async def retire(self, model: str, version: str) -> None:
         """Refuse new requests to a version, and return when it has answered the others; then it is unknown.
@@ -106,7 +112,7 @@ class Gateway:
         versions = self._models.get(model)
         if versions is None:
             raise NotServed(f"no model {model!r} is served here")
-        served = versions.get(self._defaults[model] if version is None else version)
+        served = versions.get(self._routes[model].version if version is None else version)
         if served is None:
             raise NotServed(f"{model} is served as version {', '.join(versions)}, not {version!r}")
         return served
@@ -150,9 +156,10 @@ class Gateway:
         versions = self._models[served.model]
         del versions[served.version]
         if not versions:
-            del self._models[served.model], self._defaults[served.model]
-        elif self._defaults[served.model] == served.version:
-            self._defaults[served.model] = next(reversed(versions))
+            del self._models[served.model], self._routes[served.model]
+        else:
+            route = self._routes[served.model]
+            self._routes[served.model] = route.without(served.version, next(reversed(versions)))
 
     def _hear(self, replica: str, said: FromReplica, frames: Sequence[memoryview]) -> None:
         if isinstance(said, Hello):

@@ -132,6 +132,7 @@ class PlaneState:
     """All there is.
 
     Attributes:
+        plane: names this data plane; another one, also in its place, is named otherwise.
         devices: names of those that can have replicas.
         replicas: in the order in which they were started.
         spares: processes that could take a model at once.
@@ -142,6 +143,7 @@ class PlaneState:
         happenings: those not acknowledged.
     """
 
+    plane: str
     devices: tuple[str, ...]
     replicas: tuple[Replica, ...] = ()
     spares: int = 0

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Generator
+from pathlib import Path
 from typing import Self
 
 import uvicorn
@@ -33,33 +34,53 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0: any that is free.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise InvalidInput(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another port"
+        ) from error
+
+
+def listen_at(path: Path) -> socket.socket:
+    """A Unix socket that listens there, in place of one that nobody listens on any more.
+
+    Raises:
+        InvalidInput: it cannot.
+    """
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise InvalidInput(f"cannot listen at {path}: {error.strerror or error}") from error
+    return listener
+
+
 class Server:
     """Serves from ``async with Server(...)`` on until its end, which lets requests under way finish.
 
     Args:
-        host: address to listen on.
-        port: 0: any that is free.
+        listener: what it listens on, see ``listen``.
         grace_s: how long requests under way may take at the end.
 
     Attributes:
-        port: where it listens.
-
-    Raises:
-        InvalidInput: it cannot listen there.
+        port: where it listens; 0 for a Unix socket.
     """
 
-    def __init__(
-        self, app: AsgiApp, *, host: str = "127.0.0.1", port: int = 8080, grace_s: float = 10
-    ) -> None:
-        try:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            self._socket = socket.create_server((host, port), family=family, backlog=_BACKLOG)
-        except OSError as error:
-            raise InvalidInput(
-                f"cannot listen on {host}:{port}: {error.strerror}; choose another port"
-            ) from error
+    def __init__(self, app: AsgiApp, listener: socket.socket, *, grace_s: float = 10) -> None:
+        self._socket = listener
         self._socket.setblocking(False)
-        self.port: int = self._socket.getsockname()[1]
+        self.port: int = 0 if listener.family == socket.AF_UNIX else listener.getsockname()[1]
         config = uvicorn.Config(
             app,  # pyright: ignore[reportArgumentType] - plain mappings instead of uvicorn's typed ones
             http="httptools",

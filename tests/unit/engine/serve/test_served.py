@@ -12,6 +12,7 @@ from forescale.core.errors import BadRequest, ForescaleError, ModelFailed, NotSe
 from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.serve.gateway import Gateway
 from forescale.engine.serve.queues import QueuePolicy
+from forescale.engine.serve.routing import Route
 from forescale.engine.serve.served import LEAD_S, ServedModel
 
 
@@ -476,7 +477,7 @@ def test_versions_are_found_by_name_and_by_default() -> None:
         first, second = (gateway.serve("m", version, DOUBLING) for version in "12")
         assert gateway.find("m") is first
         assert gateway.find("m", "2") is second
-        gateway.set_default("m", "2")
+        gateway.set_route("m", Route(version="2"))
         assert gateway.find("m") is second
         assert gateway.versions("m") == ("1", "2")
         with pytest.raises(NotServed, match="version 1, 2, not '3'"):

@@ -1,0 +1,228 @@
+"""The data plane: gateway and replicas of one machine, told by a controller what to serve.
+
+It needs no controller to go on. Requests are answered and lost replicas replaced while none is there; what
+happens meanwhile is kept until one has written it down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import deque
+from typing import Any, assert_never
+
+import structlog
+
+from forescale.core.clock import Clock
+from forescale.core.errors import ForescaleError
+from forescale.engine.serve.crew import Crew
+from forescale.engine.serve.gateway import Gateway, Link
+from forescale.engine.serve.messages import Failed, FromReplica, Hello, Load, Warm
+from forescale.engine.serve.orders import (
+    Command,
+    End,
+    Exchange,
+    Happened,
+    PlaneState,
+    Serve,
+    SetRoute,
+    StartReplica,
+    StopReplica,
+    VersionState,
+    Withdraw,
+)
+from forescale.engine.serve.roster import CrewEvent, Ended, Lost, Ready
+from forescale.engine.serve.served import ServedModel
+
+_LOOK_S = 0.25  # how often it looks after its replicas though nobody said that something changed
+_HAPPENINGS = 10_000  # the oldest are given up beyond: nobody has written any down for very long
+
+Version = tuple[str, str]
+
+
+class Plane:
+    """Obeys commands and tells how things are. Use it in the thread of its event loop.
+
+    Attributes:
+        ending: set when it has been asked to end.
+    """
+
+    def __init__(self, *, crew: Crew, gateway: Gateway, link: Link, clock: Clock) -> None:
+        self._crew = crew
+        self._gateway = gateway
+        self._clock = clock
+        self._name = secrets.token_hex(8)
+        self._loads: dict[Version, Load] = {}
+        self._load_s: dict[Version, float] = {}
+        self._withdrawals: dict[Version, asyncio.Task[None]] = {}
+        self._happenings: deque[Happened] = deque(maxlen=_HAPPENINGS)
+        self._happened = 0
+        self._wake = asyncio.Event()
+        self._news = asyncio.Event()
+        self._seen: object = None
+        self.ending = asyncio.Event()
+        gateway.on_starving = self._news.set
+        link.listen(self._hear)
+
+    async def exchange(self, asked: Exchange) -> PlaneState:
+        """Carry out commands, and tell how things are once something has changed or the time is over."""
+        while self._happenings and self._happenings[0].number <= asked.acknowledged:
+            self._happenings.popleft()
+        for command in asked.commands:
+            try:
+                self._obey(command)
+            except ForescaleError as error:
+                structlog.get_logger().error("command_failed", command=repr(command), error=str(error))
+        self._look()
+        await within(asked.wait_s, self._news)
+        self._news.clear()
+        return self._state()
+
+    def answer_now(self) -> None:
+        """Let whoever waits in ``exchange`` wait no longer, or else the next one not at all."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Look after the replicas, until cancelled."""
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._crew.fileno(), self._wake.set)
+        try:
+            while True:
+                self._wake.clear()
+                try:
+                    self._look()
+                except ForescaleError as error:
+                    structlog.get_logger().error("replicas_not_looked_after", error=str(error))
+                await within(_LOOK_S, self._wake)
+        finally:
+            loop.remove_reader(self._crew.fileno())
+
+    # ---- commands --------------------------------------------------------------------------------------
+
+    def _obey(self, command: Command) -> None:
+        now_s = self._clock.monotonic_s()
+        match command:
+            case Serve(load=load, policy=policy):
+                version = load.model, load.version
+                if version not in self._loads and load.signature is not None:
+                    self._loads[version] = load
+                    self._gateway.serve(*version, load.signature, policy)
+            case StartReplica(model=model, version=number, device=device):
+                version = model, number
+                if version in self._loads and version not in self._withdrawals:
+                    self._crew.place(self._loads[version], device, now_s)
+            case StopReplica(name=name):
+                self._stop(name)
+            case SetRoute(model=model, route=route):
+                self._gateway.set_route(model, route)
+            case Withdraw(model=model, version=number):
+                version = model, number
+                if version in self._loads and version not in self._withdrawals:
+                    self._withdrawals[version] = asyncio.create_task(self._withdraw(version))
+            case End():
+                self.ending.set()
+            case _:
+                assert_never(command)
+
+    def _stop(self, name: str) -> None:
+        if any(replica.name == name for replica in self._crew.replicas()):
+            process = self._crew.remove(name, self._clock.monotonic_s())
+            if process is not None:
+                self._gateway.drain(process)
+
+    async def _withdraw(self, version: Version) -> None:
+        await self._gateway.retire(*version)
+        for replica in self._crew.replicas():
+            if (replica.model, replica.version) == version:
+                self._stop(replica.name)
+        del self._loads[version], self._withdrawals[version]
+        self._load_s.pop(version, None)
+        self._news.set()
+
+    # ---- replicas --------------------------------------------------------------------------------------
+
+    def _hear(self, process: str, said: FromReplica, _frames: tuple[memoryview, ...]) -> None:
+        self._crew.heard(process, said, self._clock.monotonic_s())
+        if isinstance(said, Warm | Hello) or (isinstance(said, Failed) and said.batch is None):
+            self._wake.set()
+
+    def _look(self) -> None:
+        for event in self._crew.poll(self._clock.monotonic_s()):
+            self._note(event)
+        seen = self._crew.replicas(), self._crew.spares()
+        if seen != self._seen:
+            self._seen = seen
+            self._news.set()
+
+    def _note(self, event: CrewEvent) -> None:
+        match event:
+            case Ready(replica=replica, hello=hello):
+                self._load_s[hello.model, hello.version] = hello.load_s
+                self._happen("replica_ready", replica, version=hello.version, load_s=hello.load_s)
+            case Lost(process=process, replica=replica, cause=cause):
+                self._gateway.lose(process)
+                self._happen("replica_lost", replica, cause=cause)
+            case Ended(process=process, replica=replica):
+                self._gateway.lose(process)
+                self._happen("replica_ended", replica)
+            case _:
+                assert_never(event)
+
+    def _happen(self, kind: str, replica: str, **detail: Any) -> None:
+        self._happened += 1
+        happened = Happened(
+            number=self._happened,
+            at_s=self._clock.wall_s(),
+            kind=kind,
+            model=replica.rsplit(".", 2)[0],  # it is named MODEL.VERSION.NUMBER
+            detail={"replica": replica, **detail},
+        )
+        self._happenings.append(happened)
+        structlog.get_logger().info(kind, **happened.detail)
+
+    # ---- what is told ----------------------------------------------------------------------------------
+
+    def _state(self) -> PlaneState:
+        return PlaneState(
+            plane=self._name,
+            devices=self._crew.devices,
+            replicas=self._crew.replicas(),
+            spares=self._crew.spares(),
+            warm_up_s=self._crew.warm_up_s,
+            versions=tuple(
+                version_state(served, self._load_s.get(version))
+                for served in self._gateway.all()
+                if (version := (served.model, served.version)) not in self._withdrawals
+            ),
+            routes=dict(self._gateway.routes()),
+            withdrawn=tuple(self._withdrawals),
+            happenings=tuple(self._happenings),
+        )
+
+
+def version_state(served: ServedModel, load_s: float | None) -> VersionState:
+    """How it is with a version, of which a replica took ``load_s`` to load last."""
+    metrics, gauges = served.metrics, served.gauges()
+    return VersionState(
+        model=served.model,
+        version=served.version,
+        is_ready=served.is_ready,
+        outcomes={**metrics.outcomes},
+        latency=tuple(metrics.latency_s.counts),
+        arrived_rows=metrics.arrived_rows,
+        waiting_rows=gauges.waiting_rows,
+        waiting=gauges.waiting,
+        in_flight=gauges.in_flight,
+        batch_times=metrics.batch_times(),
+        max_rows=served.max_rows,
+        load_s=load_s,
+    )
+
+
+async def within(timeout_s: float, event: asyncio.Event) -> None:
+    """Wait for an event, at most so long."""
+    # Not ``wait_for``, which in Python 3.11 loses a cancellation that comes together with the event.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()
