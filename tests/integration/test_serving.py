@@ -3,81 +3,28 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import httpx
 import numpy as np
-import psutil
 import pytest
-import torch
-from torch import nn
-from typer.testing import CliRunner
 
 from forescale.api.client import Client
-from forescale.cli.main import app
 from forescale.core.clock import SystemClock
 from forescale.core.errors import BadRequest, NotServed, ServerFailed
 from forescale.engine.serve.formats import Order, format_named
 from forescale.registry.artifacts import ArtifactStore
 from forescale.registry.records import DeploymentSpec
 from forescale.registry.registry import Registry
-
-FEATURES, CLASSES = 16, 4
-
-
-class Model(NamedTuple):
-    file: Path
-    inputs: np.ndarray
-    outputs: np.ndarray
-
-    def is_what(self, client: Client) -> bool:
-        """Whether this is what answers."""
-        return np.allclose(client.infer("digits", {"input": self.inputs})["output"], self.outputs, rtol=1e-5)
-
-
-class Server:
-    """``forescale serve`` in a process of its own."""
-
-    def __init__(self, state: Path) -> None:
-        words = ["--state", str(state), "--port", "0", "--devices", "1"]
-        self.state = state
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "forescale", "serve", *words], stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stderr is not None
-        found = re.search(r"http://\S+", self.process.stderr.readline())
-        assert found is not None
-        self.url = found[0]
-
-    def children(self) -> list[psutil.Process]:
-        """The data plane and its replicas."""
-        return psutil.Process(self.process.pid).children(recursive=True)
-
-    def end(self, number: signal.Signals) -> tuple[int, str]:
-        """Exit code, and what it said last."""
-        children = self.children()
-        self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=20)
-        _, left = psutil.wait_procs(children, timeout=5)
-        assert left == []
-        return self.process.returncode, said.splitlines()[-1] if said else ""
-
-    def process_of(self, replica: dict[str, str]) -> psutil.Process:
-        return next(child for child in self.children() if child.cmdline()[-1] == replica["process"])
+from serving_processes import Model, Server, command, make_models, refused, requests_all_the_time
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """It serves ``digits`` once the first test has deployed it."""
-    server = Server(tmp_path_factory.mktemp("server") / "state")
+    server = Server(tmp_path_factory.mktemp("server") / "state", "--devices", "1")
     yield server
     assert server.end(signal.SIGTERM)[0] == 0
 
@@ -90,66 +37,7 @@ def client(server: Server) -> Iterator[Client]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> list[Model]:
-    """Two versions."""
-    folder = tmp_path_factory.mktemp("models")
-    inputs = torch.randn(3, FEATURES, generator=torch.Generator().manual_seed(0))
-    rows = torch.export.Dim("rows", min=1, max=1024)
-    made: list[Model] = []
-    for seed in (1, 2):
-        torch.manual_seed(seed)
-        network = nn.Sequential(nn.Linear(FEATURES, CLASSES), nn.Softmax(dim=1)).eval()
-        program = torch.export.export(network, (torch.zeros(2, FEATURES),), dynamic_shapes=({0: rows},))
-        torch.export.save(program, folder / f"{seed}.pt2")
-        with torch.no_grad():
-            made.append(Model(folder / f"{seed}.pt2", inputs.numpy(), network(inputs).numpy()))
-    return made
-
-
-def command(url: str, *words: str | Path) -> str:
-    result = CliRunner().invoke(app, [*map(str, words), "--url", url])
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
-def refused(*words: str | Path) -> str:
-    """The one line that says why."""
-    result = CliRunner().invoke(app, list(map(str, words)))
-    assert result.exit_code == 2
-    assert result.stderr.startswith("error: ")
-    assert result.stderr.count("\n") == 1
-    return result.stderr
-
-
-@contextmanager
-def requests_all_the_time(url: str, rows: np.ndarray) -> Generator[Callable[[], None]]:
-    """Requests of four clients while the block runs; none may fail. Calling waits for many more answers."""
-    ended, failures, answers = threading.Event(), list[Exception](), threading.Semaphore(0)
-
-    def ask() -> None:
-        with Client(url) as client:
-            while not ended.is_set():
-                try:
-                    client.infer("digits", {"input": rows})
-                except Exception as error:  # noqa: BLE001 - what it was is the test's result
-                    failures.append(error)
-                    ended.set()
-                answers.release()
-                ended.wait(0.002)  # the cores are for the processes that start
-
-    def wait_for_more() -> None:
-        for _ in range(100):
-            assert answers.acquire(timeout=20)
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield wait_for_more
-    finally:
-        ended.set()
-        for thread in threads:
-            thread.join()
-    assert failures == []
+    return make_models(tmp_path_factory.mktemp("models"))
 
 
 def test_a_file_is_added_deployed_and_answers(server: Server, client: Client, models: list[Model]) -> None:
@@ -215,7 +103,7 @@ def test_what_is_deployed_is_served_when_a_server_starts_and_ctrl_c_ends_everyth
     registry.add_version("digits", models[0].file, format="pt2", signature=signature, created_by="ada")
     registry.deploy(DeploymentSpec(model="digits", number=1), by="ada")
     registry.close()
-    server = Server(tmp_path)
+    server = Server(tmp_path, "--devices", "1")
     with Client(server.url) as client:
         for _ in client.wait("digits", timeout_s=30):
             pass

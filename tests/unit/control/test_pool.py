@@ -148,15 +148,24 @@ class PlayedProcesses:
 
 
 class Nearby:
-    """A data plane in this process."""
+    """A data plane in this process.
 
-    def __init__(self, plane: Plane) -> None:
+    Attributes:
+        acknowledged: what each exchange acknowledged.
+        deaf: the data plane does not hear that.
+    """
+
+    def __init__(self, plane: Plane, *, deaf: bool) -> None:
         self.plane = plane
+        self.acknowledged: list[int] = []
+        self._deaf = deaf
 
     async def exchange(
         self, commands: Sequence[Command] = (), *, acknowledged: int = 0, wait_s: float = 0.0
     ) -> PlaneState:
-        asked = Exchange(commands=tuple(commands), acknowledged=acknowledged, wait_s=wait_s)
+        self.acknowledged.append(acknowledged)
+        heard = 0 if self._deaf else acknowledged
+        asked = Exchange(commands=tuple(commands), acknowledged=heard, wait_s=wait_s)
         return await self.plane.exchange(asked)
 
     def answer_now(self) -> None:
@@ -166,8 +175,18 @@ class Nearby:
 class Served:
     """A pool at work."""
 
-    def __init__(self, pool: Pool, gateway: Gateway, processes: PlayedProcesses, registry: Registry) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        running: asyncio.Task[None],
+        plane: Nearby,
+        gateway: Gateway,
+        processes: PlayedProcesses,
+        registry: Registry,
+    ) -> None:
         self.pool = pool
+        self.running = running
+        self.plane = plane
         self.gateway = gateway
         self.processes = processes
         self.registry = registry
@@ -208,21 +227,22 @@ def registry(tmp_path: Path) -> Registry:
 
 
 @asynccontextmanager
-async def pool_of(registry: Registry) -> AsyncGenerator[Served]:
+async def pool_of(registry: Registry, *, deaf: bool = False) -> AsyncGenerator[Served]:
     with PlayedProcesses() as processes:
         clock = SystemClock()
         gateway = Gateway(processes, clock=clock)
         rules = CrewRules(spares=1, starts=2)
         crew = Crew(processes, lambda to, said: processes.send(to, said.to_header()), [CPU], rules)
-        plane = Nearby(Plane(crew=crew, gateway=gateway, link=processes, clock=clock))
+        plane = Nearby(Plane(crew=crew, gateway=gateway, link=processes, clock=clock), deaf=deaf)
         pool = Pool(registry=registry, plane=plane, clock=clock)
-        running = asyncio.gather(plane.plane.run(), pool.run())
+        tasks = asyncio.create_task(plane.plane.run()), asyncio.create_task(pool.run())
         try:
-            yield Served(pool, gateway, processes, registry)
+            yield Served(pool, tasks[1], plane, gateway, processes, registry)
         finally:
-            running.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await running
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
             registry.close()
 
 
@@ -254,6 +274,27 @@ def test_a_model_that_cannot_be_loaded_is_said_to_fail_and_others_serve(registry
             assert served.pool.status(broken)["error"] == "no such operator"
             await served.until(lambda: served.state() == "serving")
             assert await served.answer() == "1"
+
+    asyncio.run(scenario())
+
+
+def test_what_was_written_down_and_not_acknowledged_is_not_written_down_again(registry: Registry) -> None:
+    async def scenario() -> None:
+        async with pool_of(registry, deaf=True) as served:
+            served.deploy("digits", 1)
+            await served.until(lambda: served.state() == "serving")
+            await served.until(lambda: 1 in served.plane.acknowledged)
+            served.running.cancel()
+            next_one = Pool(registry=registry, plane=served.plane, clock=SystemClock())
+            served.plane.acknowledged.clear()
+            running = asyncio.create_task(next_one.run())
+            async with asyncio.timeout(10):
+                while 1 not in served.plane.acknowledged:
+                    await asyncio.sleep(0.01)
+            running.cancel()
+            kinds = [event.happening.kind for event in registry.events()]
+            assert kinds.count("replica_ready") == 1
+            assert served.loads() == ["digits@1"]
 
     asyncio.run(scenario())
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+import structlog
 from pydantic import TypeAdapter, ValidationError
 
 from forescale import __version__
@@ -83,7 +84,6 @@ class DataPlane:
     Attributes:
         run: private folder for sockets.
         port: where requests are answered.
-        is_adopted: whether it lived before.
     """
 
     def __init__(self, state: Path, options: PlaneOptions, *, lease_s: float = 300.0) -> None:
@@ -95,7 +95,6 @@ class DataPlane:
         self._pid = 0
         self.run = Path()
         self.port = options.port
-        self.is_adopted = False
 
     @property
     def url(self) -> str:
@@ -191,7 +190,7 @@ class DataPlane:
                     ) from error
                 await asyncio.sleep(_LOOK_S)
             else:
-                self.is_adopted = True
+                structlog.get_logger().info("data_plane_adopted", process=life.pid)
                 return connection
 
     def _life(self) -> _Life:
