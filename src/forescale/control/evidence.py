@@ -47,10 +47,11 @@ def proven_worse(
             return _more_errors(old, new)
     pairs = list(_slower(old, new, bounds_s, max_slowdown))
     for bound_s, slow_old, slow_new in pairs:
+        fraction = _fraction(slow_old, sum(old.answers))
+        if _fraction(slow_new, sum(new.answers)) <= fraction + SLOW_FRACTION:
+            continue  # so the intervals cannot lie apart
         alpha = ALPHA / 4 / len(pairs)
         least, _ = interval(slow_new, sum(new.answers), alpha)
-        if least <= SLOW_FRACTION:
-            continue
         _, most = interval(slow_old, sum(old.answers), alpha)
         if least > most + SLOW_FRACTION:
             return _longer(bound_s, max_slowdown, old, new, slow_old, slow_new)
