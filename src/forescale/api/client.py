@@ -14,6 +14,7 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
+from forescale.api.rollout_requests import RolloutRequests
 from forescale.core.errors import (
     BadRequest,
     InvalidInput,
@@ -36,7 +37,7 @@ Object = dict[str, Any]
 """A JSON object, as docs/serving.md describes it."""
 
 
-class Client:
+class Client(RolloutRequests):
     """Talks to one server.
 
     Args:

@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,6 +35,7 @@ class ServerPlan:
         trust: whether code in models' files may run.
         database: URL; None: SQLite in ``state``.
         artifacts: URL of the artifact store; None: a folder in ``state``.
+        checks: commands that rollouts may ask for, by name.
     """
 
     state: Path
@@ -43,6 +44,7 @@ class ServerPlan:
     trust: bool = False
     database: str | None = None
     artifacts: str | None = None
+    checks: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
@@ -73,7 +75,8 @@ async def _serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
         plane = DataPlane(plan.state, plan.plane, lease_s=plan.lease_s)
         ending = _signals(plane)
         await plane.open()
-        pool = Pool(registry=registry, plane=plane, clock=clock, trust=plan.trust)
+        pool = Pool(registry=registry, plane=plane, clock=clock, trust=plan.trust, checks=plan.checks)
+        pool.rollouts.url = plane.url
         api = management(registry, pool, _incoming(plan.state))
         async with Server(api, listen_at(plane.run / "api")):
             running = asyncio.create_task(pool.run())

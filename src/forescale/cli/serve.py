@@ -60,6 +60,16 @@ Lease = Annotated[
 ]
 
 
+Checks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--check",
+        metavar="NAME=COMMAND",
+        help="What rollouts may ask for: exit code 0 says that a version is good enough.",
+    ),
+]
+
+
 def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
     state: State = Path("forescale-state"),
     host: Host = "127.0.0.1",
@@ -70,6 +80,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
     database: Database = None,
     artifacts: Artifacts = None,
     lease_s: Lease = 300.0,
+    check: Checks = None,
 ) -> None:
     """Serves models until Ctrl-C: an HTTP gateway, replicas of what is deployed, and their management."""
     out = console(stderr=True)
@@ -85,12 +96,20 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
         trust=trust,
         database=database,
         artifacts=artifacts,
+        checks=dict(map(_check, check or ())),
     )
     if not _is_loopback(host):
         out.print(f"note: whoever reaches {host} can add, deploy and remove models", markup=False)
     with _log_on_stderr():
         run(plan, lambda url: out.print(f"serving on {url} (Ctrl-C ends it)", markup=False, soft_wrap=True))
     out.print("all requests answered, all replicas ended", markup=False)
+
+
+def _check(text: str) -> tuple[str, str]:
+    name, equals, command = text.partition("=")
+    if not name or not equals or not command.strip():
+        raise typer.BadParameter(f"--check: {text!r} is not of the form NAME=COMMAND")
+    return name, command
 
 
 def _is_loopback(host: str) -> bool:

@@ -114,6 +114,11 @@ class Pool:
 
     # ---- what others ask -------------------------------------------------------------------------------
 
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """Names of the checks that rollouts may ask for."""
+        return self.rollouts.checks
+
     def inspect(
         self,
         path: Path,
@@ -166,6 +171,11 @@ class Pool:
             "change": self.change,
             "replicas": [_replica_as_json(replica) for replica in replicas],
             "requests": self._counts(spec.model),
+            "versions": [
+                {"version": int(each.version), "requests": dict(each.outcomes)}
+                for each in self._seen.versions
+                if each.model == spec.model
+            ],
         }
 
     # ---- the loop --------------------------------------------------------------------------------------

@@ -53,6 +53,10 @@ class Registry:
         self._clock = clock
         self.rollouts = Rollouts(self._database, clock)
 
+    def now_s(self) -> float:
+        """By the registry's clock, in seconds since the Unix epoch."""
+        return self._clock.wall_s()
+
     def close(self) -> None:
         """Let go of the database."""
         self._database.close()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
 from forescale.core.clock import Clock
 from forescale.core.errors import InvalidInput, NotFound
@@ -86,6 +86,13 @@ class Rollouts:
         with self._database.reading() as connection:
             row = connection.execute(of_model.order_by(_rollouts.c.id.desc()).limit(1)).one_or_none()
         return None if row is None else _rollout(row)
+
+    def latest_of_all(self) -> dict[str, Rollout]:
+        """The same of every model that has one."""
+        newest = select(func.max(_rollouts.c.id)).group_by(_rollouts.c.model)
+        with self._database.reading() as connection:
+            rows = connection.execute(select(_rollouts).where(_rollouts.c.id.in_(newest))).all()
+        return {row.model: _rollout(row) for row in rows}
 
     def write(self, rollout: Rollout, *, by: str = _BY) -> Rollout | None:
         """Keep a rollout as it is now; the same transaction makes a promoted version the deployed one.
