@@ -65,39 +65,25 @@ def test_versions_change_and_no_request_is_lost(
         for _ in client.wait("digits", timeout_s=60):
             pass
         with requests_all_the_time(server.url, old.inputs) as wait_for_more:
-            said = command(
-                server.url,
-                "deploy",
-                "digits@2",
-                "--canary",
-                "20%,50%",
-                "--check",
-                "quality",
-                "--manual",
-                *QUICK,
-            )
+            said = command(server.url, "deploy", "digits@2", "--canary", "20%,50%", "--manual", *QUICK)
             assert "digits@2 is being rolled out beside digits@1" in said
             wait_for_stage(client, 0)
-            wait_for_more()
             assert "goes on to: 50%" in command(server.url, "promote", "digits")
             wait_for_stage(client, 1)
             server.kill()
             wait_for_more()
             server = Server(*options)
             assert client.rollout("digits")["share"] == 0.5
-            wait_for_more()
             assert "digits@2" in (shown := command(server.url, "status"))
             assert "waits for promote" in " ".join(shown.split())
             command(server.url, "promote", "digits", "--full")
             for found in client.wait_for_rollout("digits", timeout_s=60):
                 assert found["state"] != "rolled back"
-            wait_for_more()
             assert new.is_what(client)
 
             assert "goes back to digits@1" in command(server.url, "rollback", "digits")
             for found in client.wait("digits", timeout_s=60):
                 assert found["version"] == 1
-            wait_for_more()
             assert old.is_what(client)
 
             command(
