@@ -13,6 +13,7 @@ import uvicorn
 
 from forescale.core.errors import InvalidInput
 from forescale.engine.serve.app import AsgiApp
+from forescale.engine.serve.connection import HttpProtocol
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none is closed under a request
@@ -83,7 +84,7 @@ class Server:
         self.port: int = 0 if listener.family == socket.AF_UNIX else listener.getsockname()[1]
         config = uvicorn.Config(
             app,  # pyright: ignore[reportArgumentType] - plain mappings instead of uvicorn's typed ones
-            http="httptools",
+            http=HttpProtocol,
             ws="none",
             lifespan="off",
             access_log=False,
