@@ -48,6 +48,9 @@ BODY_LIMIT_BYTES = 64 << 20
 FLOW_HEADER = b"x-forescale-client"
 """Names the client among which a model's requests are shared out fairly."""
 
+JOURNEY = "forescale.journey"
+"""Where the scope of a request that is traced holds its ``Journey``."""
+
 _PATIENCE = 4  # times the limit is read of a body that is too large
 _JOIN_BYTES = 1 << 16  # answers up to here are sent at once, larger ones part by part without a copy
 _IN_THREAD_BYTES = 1 << 18  # bodies from here on are (de)compressed beside the event loop
@@ -109,7 +112,7 @@ class App:
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding != b"identity":
             body = await _beside(len(body), decompress, body, encoding, self._limit_bytes)
-        request = parse_request(body, _json_length_bytes(headers), served.signature)
+        request = parse_request(body, _json_length_bytes(headers), served.signature, scope.get(JOURNEY))
         flow = headers.get(FLOW_HEADER)
         outputs = await served.infer(request, flow.decode("latin-1") if flow else "")
         parts, json_length_bytes = format_answer(request, outputs, model=served.model, version=served.version)
@@ -232,6 +235,11 @@ async def _beside(size_bytes: int, work: Callable[..., bytes], *arguments: Any) 
     if size_bytes < _IN_THREAD_BYTES:
         return work(*arguments)
     return await asyncio.to_thread(work, *arguments)
+
+
+async def refuse(send: Send, status: int, message: str) -> None:
+    """Answer with an error."""
+    await _answer(send, status, [format_error(message)], [_JSON])
 
 
 async def _fail(send: Send, error: RequestFailed, allow: bytes = b"") -> None:

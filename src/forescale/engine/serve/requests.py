@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from forescale.engine.serve.arrays import Array
+from forescale.engine.serve.journey import Journey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +28,7 @@ class InferRequest:
         outputs: in the order they are wanted.
         priority: class, from 1 (first) on; 0: the model's own.
         timeout_s: seconds from its arrival in which an answer is of use; None: the model's own.
+        journey: to be filled in on the way; None: nobody traces it.
     """
 
     id: str | None
@@ -37,3 +39,4 @@ class InferRequest:
     outputs: tuple[WantedOutput, ...]
     priority: int = 0
     timeout_s: float | None = None
+    journey: Journey | None = None
