@@ -15,7 +15,7 @@ from forescale import __version__
 from forescale.core.errors import BadRequest, NotServed, RequestFailed, TooBusy
 from forescale.engine.serve.compression import choose_encoding, compress, decompress
 from forescale.engine.serve.gateway import Gateway
-from forescale.engine.serve.metrics import exposition
+from forescale.engine.serve.metrics import exposition, process_exposition
 from forescale.engine.serve.operations import (
     INFER,
     LIVE,
@@ -166,7 +166,7 @@ class App:
 
     def _metrics(self) -> _Told:
         state = ((one.model, one.version, one.metrics, one.gauges()) for one in self._gateway.all())
-        return 200, exposition(state), _TEXT
+        return 200, exposition(state) + process_exposition(), _TEXT
 
     def _is_live(self) -> _Told:
         return 200, b'{"live":true}', _JSON
