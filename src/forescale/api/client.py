@@ -44,17 +44,27 @@ class Client(RolloutRequests):
         url: of the server; None: what ``FORESCALE_URL`` says, or this machine's port 8080.
         timeout_s: longest wait for an answer; adding a model may take as long as it needs.
         user: who is written down for changes; None: the name of this process's user.
+        token: shows the server that it is asked by who may; None: what ``FORESCALE_TOKEN`` says.
 
     Every method raises ``ServerFailed`` if the server cannot be reached or fails, and ``InvalidInput``
     (``NotFound``) if it refuses what it is asked.
     """
 
-    def __init__(self, url: str | None = None, *, timeout_s: float = 30.0, user: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        user: str | None = None,
+        token: str | None = None,
+    ) -> None:
         self.url = (url or os.environ.get("FORESCALE_URL") or DEFAULT_URL).rstrip("/")
         self._user = user or _user()
         self._timeout_s = timeout_s
         try:
-            self._http = httpx.Client(base_url=self.url, timeout=timeout_s)
+            token = token or os.environ.get("FORESCALE_TOKEN")
+            headers = {"authorization": f"Bearer {token}"} if token else {}
+            self._http = httpx.Client(base_url=self.url, timeout=timeout_s, headers=headers)
             if self._http.base_url.scheme not in {"http", "https"} or not self._http.base_url.host:
                 raise httpx.InvalidURL("it must begin with http:// or https:// and a host")
         except httpx.InvalidURL as error:

@@ -40,7 +40,10 @@ def document(operations: Iterable[Operation]) -> Object:
         "openapi": "3.1.0",
         "info": {"title": "Forescale", "version": __version__},
         "paths": paths,
-        "components": {"schemas": {**SCHEMAS, **components}},
+        "components": {
+            "schemas": {**SCHEMAS, **components},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
     }
 
 
@@ -63,16 +66,22 @@ def _operation(operation: Operation, schemas: Mapping[object, Object]) -> Object
         for status in (operation.status, *operation.also)
     }
     for status in operation.refuses:
-        answers[str(status)] = {
-            "description": HTTPStatus(status).phrase,
-            "content": {JSON: {"schema": {"$ref": _REF.format(model="Error")}}},
-        }
+        answers[str(status)] = _refusal(status)
+    if is_managing := operation.path.startswith("/api/"):
+        answers["401"] = _refusal(401)
     described: Object = {"summary": operation.does, "responses": answers}
+    if is_managing:
+        described["security"] = [{}, {"token": []}]  # needed only if the server was given tokens
     if parameters := [*_parameters(operation)]:
         described["parameters"] = parameters
     if operation.takes:
         described["requestBody"] = {"required": True, "content": _content(operation.takes, schemas)}
     return described
+
+
+def _refusal(status: int) -> Object:
+    content = {JSON: {"schema": {"$ref": _REF.format(model="Error")}}}
+    return {"description": HTTPStatus(status).phrase, "content": content}
 
 
 def _parameters(operation: Operation) -> Iterable[Object]:

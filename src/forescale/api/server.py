@@ -12,8 +12,10 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import structlog
 import uvloop
 
+from forescale.api.auth import TokenCheck
 from forescale.api.management import management
 from forescale.control.pool import Pool
 from forescale.core.clock import SystemClock
@@ -36,6 +38,7 @@ class ServerPlan:
         database: URL; None: SQLite in ``state``.
         artifacts: URL of the artifact store; None: a folder in ``state``.
         checks: commands that rollouts may ask for, by name.
+        tokens: one of which requests to the management need; none: nobody has to prove anything.
     """
 
     state: Path
@@ -45,6 +48,7 @@ class ServerPlan:
     database: str | None = None
     artifacts: str | None = None
     checks: Mapping[str, str] = field(default_factory=dict[str, str])
+    tokens: tuple[str, ...] = ()
 
 
 def serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
@@ -67,17 +71,21 @@ def serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
 
 async def _serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
     clock = SystemClock()
+    plan.plane.front.check()
     async with contextlib.AsyncExitStack() as stack:
         store = ArtifactStore(plan.artifacts or str(plan.state / "artifacts"), cache=plan.state / "artifacts")
         store.sweep()
         registry = Registry(plan.database or f"sqlite:///{plan.state / 'registry.db'}", store, clock)
         stack.callback(registry.close)
+        for sha256 in registry.collect_artifacts() if plan.artifacts is None else ():
+            structlog.get_logger().info("artifact_collected", sha256=sha256)
         plane = DataPlane(plan.state, plan.plane, lease_s=plan.lease_s)
         ending = _signals(plane)
         await plane.open()
         pool = Pool(registry=registry, plane=plane, clock=clock, trust=plan.trust, checks=plan.checks)
         pool.rollouts.url = plane.url
-        api = management(registry, pool, _incoming(plan.state))
+        routes = management(registry, pool, _incoming(plan.state))
+        api = TokenCheck(routes, plan.tokens) if plan.tokens else routes
         async with Server(api, listen_at(plane.run / "api")):
             running = asyncio.create_task(pool.run())
             on_ready(plane.url)

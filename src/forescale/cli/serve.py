@@ -68,6 +68,28 @@ Checks = Annotated[
         help="What rollouts may ask for: exit code 0 says that a version is good enough.",
     ),
 ]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Tokens, one a line: who manages models must know one (FORESCALE_TOKEN). Default: anybody may.",
+    ),
+]
+AccessLog = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Gets a line of JSON for each request. Default: none.")
+]
+Traces = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="OpenTelemetry collector (OTLP over HTTP) for traces. Default: none."),
+]
+AllowHost = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Answer under this name, too. Default: under addresses and localhost if ADDRESS is a loopback "
+        "address, otherwise under any.",
+    ),
+]
 
 
 def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
@@ -81,24 +103,38 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
     artifacts: Artifacts = None,
     lease_s: Lease = 300.0,
     check: Checks = None,
+    token_file: TokenFile = None,
+    access_log: AccessLog = None,
+    traces: Traces = None,
+    allow_host: AllowHost = None,
 ) -> None:
     """Serves models until Ctrl-C: an HTTP gateway, replicas of what is deployed, and their management."""
     out = console(stderr=True)
     try:
+        from forescale.api.auth import read_tokens
         from forescale.api.server import PlaneOptions, ServerPlan
         from forescale.api.server import serve as run
     except ModuleNotFoundError as error:
         raise InvalidInput(f"serving needs {error.name}: pip install 'forescale[serve]'") from error
     plan = ServerPlan(
         state=state,
-        plane=PlaneOptions(host=host, port=port, devices=devices, factories=tuple(factory or ())),
+        plane=PlaneOptions(
+            host=host,
+            port=port,
+            devices=devices,
+            factories=tuple(factory or ()),
+            names=tuple(allow_host or ()) if allow_host or _is_loopback(host) else None,
+            access_log=access_log and access_log.absolute(),
+            traces=traces,
+        ),
         lease_s=lease_s,
+        tokens=read_tokens(token_file) if token_file else (),
         trust=trust,
         database=database,
         artifacts=artifacts,
         checks=dict(map(_check, check or ())),
     )
-    if not _is_loopback(host):
+    if not (token_file or _is_loopback(host)):
         out.print(f"note: whoever reaches {host} can add, deploy and remove models", markup=False)
     with _log_on_stderr():
         run(plan, lambda url: out.print(f"serving on {url} (Ctrl-C ends it)", markup=False, soft_wrap=True))

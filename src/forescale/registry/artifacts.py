@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -99,6 +99,21 @@ class ArtifactStore:
         """Remove what crashes left behind. Call it only while nobody else puts files in."""
         for part in (self._local / _INCOMING).iterdir():
             part.unlink(missing_ok=True)
+
+    def keep_only(self, named: Collection[str]) -> tuple[str, ...]:
+        """Remove all files from a folder but these; what was removed. Nobody else may put files in meanwhile.
+
+        Objects of a bucket stay: others may keep theirs there.
+        """
+        if not self._is_local:
+            return ()
+        removed: list[str] = []
+        with _failures("tidy"):
+            for path in self._local.glob("[0-9a-f][0-9a-f]/*"):
+                if _SHA256.fullmatch(path.name) and path.name not in named:
+                    path.unlink()
+                    removed.append(path.name)
+        return tuple(removed)
 
     def _is_whole(self, artifact: Artifact) -> bool:
         """Whether the store has it already; a damaged file is replaced."""

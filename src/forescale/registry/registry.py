@@ -104,6 +104,15 @@ class Registry:
             self._write_down(connection, "version_added", model, created_by, detail)
         return version
 
+    def collect_artifacts(self) -> tuple[str, ...]:
+        """Remove files that no version names, as crashes leave them; which. Only while nobody adds versions.
+
+        Raises:
+            RegistryFailed: they cannot be removed.
+        """
+        with self._database.reading() as connection:
+            return self._store.keep_only(set(connection.scalars(select(tables.versions.c.sha256))))
+
     def models(self) -> tuple[str, ...]:
         """Names of all models, in alphabetical order."""
         with self._database.reading() as connection:

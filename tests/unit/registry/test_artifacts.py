@@ -107,3 +107,14 @@ def test_wrong_places(tmp_path: Path, file: Path) -> None:
         ArtifactStore("memory://bucket")
     with pytest.raises(RegistryFailed, match="cannot make the artifact store"):
         ArtifactStore(str(file))
+
+
+def test_a_bucket_is_left_alone_since_others_may_use_it(
+    store: ArtifactStore, file: Path, tmp_path: Path
+) -> None:
+    sha256 = store.put(file).sha256
+    removed = store.keep_only(())
+    assert removed == ((sha256,) if (tmp_path / "store").exists() else ())
+    (tmp_path / "store" / "ab").mkdir(parents=True, exist_ok=True)
+    (tmp_path / "store" / "ab" / "notes.txt").write_text("not an artifact")
+    assert store.keep_only(()) == ()

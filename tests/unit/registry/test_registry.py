@@ -56,6 +56,19 @@ def test_a_version_is_kept_as_it_was_given(open_registry: Open, file: Path) -> N
     assert again.models() == ("digits",)
 
 
+def test_files_that_no_version_names_are_removed(
+    registry: Registry, store: ArtifactStore, file: Path
+) -> None:
+    named = add(registry, file)
+    file.write_bytes(b"stored, and then the power failed")
+    left = store.put(file).sha256
+    assert registry.collect_artifacts() == (left,)
+    assert registry.collect_artifacts() == ()
+    assert registry.artifact(named).read_bytes() == b"weights"
+    with pytest.raises(NotFound):
+        store.fetch(left)
+
+
 def test_versions_are_counted_per_model(registry: Registry, file: Path) -> None:
     numbers = [add(registry, file, model).number for model in ("digits", "words", "digits")]
     assert numbers == [1, 1, 2]

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from forescale import __version__
 from forescale.core.errors import InvalidInput, PeerGone, ServerFailed
 from forescale.engine.serve.exchange import Connection, connect
+from forescale.engine.serve.front import Front
 from forescale.engine.serve.orders import Command, End, Exchange, PlaneState
 from forescale.engine.serve.plane_process import BEGINNING, Beginning
 from forescale.engine.serve.server import listen, listen_at
@@ -53,12 +54,20 @@ class PlaneOptions:
         port: 0: any that is free.
         devices: how many; None: all.
         factories: names of Python functions that may make models.
+        names, access_log, traces: as ``Front`` has them.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     devices: int | None = None
     factories: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
+    access_log: Path | None = None
+    traces: str | None = None
+
+    @property
+    def front(self) -> Front:
+        return Front(names=self.names, access_log=self.access_log, traces=self.traces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,6 +240,7 @@ class DataPlane:
                 devices=self._options.devices,
                 factories=self._options.factories,
                 import_path=tuple(folder or os.getcwd() for folder in sys.path),
+                front=self._options.front,
             )
             self.port = http.getsockname()[1]
             try:

@@ -15,7 +15,7 @@ from forescale import __version__
 from forescale.core.errors import BadRequest, NotServed, RequestFailed, TooBusy
 from forescale.engine.serve.compression import choose_encoding, compress, decompress
 from forescale.engine.serve.gateway import Gateway
-from forescale.engine.serve.metrics import exposition
+from forescale.engine.serve.metrics import exposition, process_exposition
 from forescale.engine.serve.operations import (
     INFER,
     LIVE,
@@ -48,6 +48,9 @@ AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 BODY_LIMIT_BYTES = 64 << 20
 FLOW_HEADER = b"x-forescale-client"
 """Names the client among which a model's requests are shared out fairly."""
+
+JOURNEY = "forescale.journey"
+"""Where the scope of a request that is traced holds its ``Journey``."""
 
 _PATIENCE = 4  # times the limit is read of a body that is too large
 _JOIN_BYTES = 1 << 16  # answers up to here are sent at once, larger ones part by part without a copy
@@ -115,7 +118,7 @@ class App:
         if version is None:
             header = headers.get(ROUTE_HEADER)
             served = self._gateway.choose(model, header.decode("latin-1") if header else None)
-        request = parse_request(body, _json_length_bytes(headers), served.signature)
+        request = parse_request(body, _json_length_bytes(headers), served.signature, scope.get(JOURNEY))
         if version is None:
             self._gateway.copy(request, served)
         flow = headers.get(FLOW_HEADER)
@@ -171,7 +174,7 @@ class App:
 
     def _metrics(self) -> _Told:
         state = ((one.model, one.version, one.metrics, one.gauges()) for one in self._gateway.all())
-        return 200, exposition(state), _TEXT
+        return 200, exposition(state) + process_exposition(), _TEXT
 
     def _is_live(self) -> _Told:
         return 200, b'{"live":true}', _JSON
@@ -240,6 +243,11 @@ async def _beside(size_bytes: int, work: Callable[..., bytes], *arguments: Any) 
     if size_bytes < _IN_THREAD_BYTES:
         return work(*arguments)
     return await asyncio.to_thread(work, *arguments)
+
+
+async def refuse(send: Send, status: int, message: str) -> None:
+    """Answer with an error."""
+    await _answer(send, status, [format_error(message)], [_JSON])
 
 
 async def _fail(send: Send, error: RequestFailed, allow: bytes = b"") -> None:

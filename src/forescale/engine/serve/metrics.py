@@ -6,6 +6,10 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import psutil
+
+from forescale import __version__
+
 SECONDS = (
     *(0.0005, 0.00075, 0.001, 0.0015, 0.0025, 0.0035, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.035, 0.05),
     *(0.075, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 3.5, 5.0, 7.5, 10.0, 15.0, 30.0),
@@ -132,6 +136,44 @@ def exposition(models: Iterable[tuple[str, str, ModelMetrics, Gauges]]) -> bytes
     return ("\n".join(lines) + "\n").encode()
 
 
+def process_exposition() -> bytes:
+    """This process and its version, under the names that Prometheus' own clients use."""
+    process = psutil.Process()
+    with process.oneshot():
+        times, open_files = process.cpu_times(), process.num_fds()
+        figures = (
+            ("forescale_build_info", "gauge", "Which Forescale this is.", {"version": __version__}, 1),
+            (
+                "process_cpu_seconds_total",
+                "counter",
+                "User and system CPU time.",
+                {},
+                times.user + times.system,
+            ),
+            ("process_open_fds", "gauge", "Open file descriptors.", {}, open_files),
+            (
+                "process_resident_memory_bytes",
+                "gauge",
+                "Memory in use.",
+                {},
+                process.memory_info().rss,
+            ),
+            (
+                "process_start_time_seconds",
+                "gauge",
+                "When it began, since the epoch.",
+                {},
+                process.create_time(),
+            ),
+        )
+    lines = [
+        line
+        for name, kind, text, labels, value in figures
+        for line in _family(name, kind, text, [(labels, value)])
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
 def _family(name: str, kind: str, text: str, samples: Iterable[Sample]) -> list[str]:
     head = [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
     return head + [f"{name}{_labels(labels)} {value}" for labels, value in samples]
@@ -149,6 +191,8 @@ def _histogram(name: str, labels: Mapping[str, str], histogram: Histogram) -> li
 
 
 def _labels(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
     quoted = (
         f'{name}="{value.replace(chr(92), chr(92) * 2).replace(chr(34), chr(92) + chr(34))}"'
         for name, value in labels.items()

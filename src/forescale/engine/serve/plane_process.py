@@ -28,6 +28,7 @@ from forescale.engine.local import LocalBackend
 from forescale.engine.serve.app import App
 from forescale.engine.serve.crew import Crew
 from forescale.engine.serve.exchange import Listener
+from forescale.engine.serve.front import Front, fronted
 from forescale.engine.serve.gateway import Gateway
 from forescale.engine.serve.link import ReplicaLink
 from forescale.engine.serve.logs import BoundedLog, trim
@@ -53,6 +54,7 @@ class Beginning:
         devices: how many; None: all.
         factories: names of Python functions that may make models.
         import_path: where their modules are found.
+        front: what stands before the gateway.
     """
 
     run: Path
@@ -63,6 +65,7 @@ class Beginning:
     devices: int | None
     factories: tuple[str, ...]
     import_path: tuple[str, ...]
+    front: Front
 
 
 BEGINNING = TypeAdapter(Beginning)
@@ -101,6 +104,7 @@ async def _serve(beginning: Beginning) -> None:
         listener = Listener(plane, on_away=lambda: lease.run(listener.lease_s), on_back=lease.stop)
         lease.run(listener.lease_s)
         app = App(gateway, api=Proxy(beginning.run / "api"))
+        app = await stack.enter_async_context(fronted(app, beginning.front, clock))
         server = Server(app, socket.socket(fileno=beginning.http))
         link.open()
         stack.callback(link.close)

@@ -21,6 +21,7 @@ import orjson
 from forescale.core.errors import BadRequest
 from forescale.core.signature import Signature, TensorSpec, signature_as_json
 from forescale.engine.serve.arrays import DTYPES, Array, datatype_of
+from forescale.engine.serve.journey import Journey
 from forescale.engine.serve.requests import InferRequest, WantedOutput
 
 JSON_LENGTH_HEADER = b"inference-header-content-length"
@@ -43,12 +44,15 @@ _NEEDS_MEMORY = ("shared_memory_region", "shared_memory_byte_size", "shared_memo
 _JsonObject = dict[str, Any]
 
 
-def parse_request(body: bytes, json_length_bytes: int | None, signature: Signature) -> InferRequest:
+def parse_request(
+    body: bytes, json_length_bytes: int | None, signature: Signature, journey: Journey | None = None
+) -> InferRequest:
     """Read the body of an inference request.
 
     Args:
         body: JSON, and behind it the tensors sent as bytes. The request's arrays may look into it.
         json_length_bytes: how much of it is JSON; None: all.
+        journey: becomes the request's.
 
     Raises:
         BadRequest: it makes no sense or does not fit the signature.
@@ -80,6 +84,7 @@ def parse_request(body: bytes, json_length_bytes: int | None, signature: Signatu
         outputs=_wanted_outputs(fields, parameters, signature),
         priority=_priority(parameters),
         timeout_s=_timeout_s(parameters),
+        journey=journey,
     )
 
 

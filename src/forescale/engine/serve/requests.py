@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from forescale.engine.serve.arrays import Array
+from forescale.engine.serve.journey import Journey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,7 @@ class InferRequest:
         priority: class, from 1 (first) on; 0: the model's own.
         timeout_s: seconds from its arrival in which an answer is of use; None: the model's own.
         is_copy: of a request that another version answers; it is no demand.
+        journey: to be filled in on the way; None: nobody traces it.
     """
 
     id: str | None
@@ -39,3 +41,4 @@ class InferRequest:
     priority: int = 0
     timeout_s: float | None = None
     is_copy: bool = False
+    journey: Journey | None = None

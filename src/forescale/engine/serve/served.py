@@ -333,6 +333,8 @@ class ServedModel:
         self.metrics.batch_rows.observe(rows)
         for entry in batch:
             self.metrics.waiting_s.observe(now_s - entry.arrived_s)
+            if (journey := entry.item.request.journey) is not None:
+                journey.go_on(entry.arrived_s, now_s, replica.name, rows)
         return True
 
     def _joined(self, batch: list[_Entry]) -> dict[str, Array]:

@@ -13,7 +13,8 @@ import uvicorn
 
 from forescale.core.errors import InvalidInput
 from forescale.engine.serve.app import AsgiApp
-from forescale.engine.serve.connection import HttpProtocol
+from forescale.engine.serve.connection import Connection
+from forescale.engine.serve.patience import Patience, Watch
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none is closed under a request
@@ -73,18 +74,22 @@ class Server:
     Args:
         listener: what it listens on, see ``listen``.
         grace_s: how long requests under way may take at the end.
+        patience: how long clients may take to send.
 
     Attributes:
         port: where it listens; 0 for a Unix socket.
     """
 
-    def __init__(self, app: AsgiApp, listener: socket.socket, *, grace_s: float = 10) -> None:
+    def __init__(
+        self, app: AsgiApp, listener: socket.socket, *, grace_s: float = 10, patience: Patience | None = None
+    ) -> None:
         self._socket = listener
         self._socket.setblocking(False)
         self.port: int = 0 if listener.family == socket.AF_UNIX else listener.getsockname()[1]
         config = uvicorn.Config(
             app,  # pyright: ignore[reportArgumentType] - plain mappings instead of uvicorn's typed ones
-            http=HttpProtocol,
+            http=Connection,
+            interface="asgi3",
             ws="none",
             lifespan="off",
             access_log=False,
@@ -96,7 +101,9 @@ class Server:
             timeout_graceful_shutdown=round(grace_s),
         )
         self._uvicorn = _Uvicorn(config)
+        self._patience = patience or Patience()
         self._task: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._uvicorn.serve([self._socket]))
@@ -105,9 +112,18 @@ class Server:
         if self._task.done():
             listening.cancel()
             self._task.result()
+        self._watching = asyncio.create_task(self._watch())
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._uvicorn.should_exit = True
         if self._task is not None:
             await self._task
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _watch(self) -> None:
+        watch, clock_s = Watch(self._patience), asyncio.get_running_loop().time
+        while True:
+            await asyncio.sleep(self._patience.look_s)
+            watch.look(self._uvicorn.server_state.connections, clock_s())
