@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,8 @@ import psutil
 import pytest
 
 from forescale.api.client import Client
+from forescale.core.errors import PeerGone, ServerFailed
+from forescale.engine.serve import adoption
 from serving_processes import Model, Server, all_end, make_models, refused, requests_all_the_time
 
 ONE_DEVICE = ("--devices", "1")
@@ -47,7 +51,8 @@ def deploy(server: Server, model: Model) -> None:
 def test_a_killed_controller_is_not_missed_and_a_killed_data_plane_is_replaced(
     models: list[Model], state: Path
 ) -> None:
-    first = Server(state, *ONE_DEVICE)
+    words = (*ONE_DEVICE, "--gateways", "2")
+    first = Server(state, *words)
     deploy(first, models[0])
     plane = first.plane()
     with Client(first.url) as client:
@@ -61,7 +66,7 @@ def test_a_killed_controller_is_not_missed_and_a_killed_data_plane_is_replaced(
         assert "controller is away" in away.json()["error"]
         first.process_of(replica).kill()  # a spare takes its place
         wait_for_more()
-        second = Server(state, *ONE_DEVICE)
+        second = Server(state, *words)
         wait_for_more()
         assert (second.url, second.plane()) == (first.url, plane)
         with Client(second.url) as client:
@@ -76,6 +81,8 @@ def test_a_killed_controller_is_not_missed_and_a_killed_data_plane_is_replaced(
             kinds = [event["kind"] for event in client.events()]
             assert kinds.count("replica_lost") == 1
             assert models[1].is_what(client)
+    readers = [child for child in second.children() if "engine.serve.reader " in " ".join(child.cmdline())]
+    assert len(readers) == 2
     before = second.children()
     plane.kill()
     all_end(before)
@@ -101,10 +108,32 @@ def test_without_a_controller_the_lease_ends_and_nothing_is_left(models: list[Mo
         httpx.get(server.url)
 
 
+def test_what_a_data_plane_dies_of_at_its_start_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adoption, "_PROGRAM", "raise SystemExit('error: there are no such devices')")
+    plane = adoption.DataPlane(tmp_path, adoption.PlaneOptions(port=0))
+    with pytest.raises(ServerFailed, match=r"plane\.log says: there are no such devices"):
+        asyncio.run(plane.open())
+    assert not plane.run.exists()
+
+
+def test_a_data_plane_that_hangs_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adoption, "_PROGRAM", "import signal; signal.pause()")
+    monkeypatch.setattr(adoption, "_ANSWER_S", 0.1)
+    plane = adoption.DataPlane(tmp_path, adoption.PlaneOptions(port=0))
+    with pytest.raises(PeerGone, match="did not answer and was killed"):
+        asyncio.run(plane.exchange())
+    assert not psutil.pid_exists(read_life(tmp_path)["pid"])
+    asyncio.run(plane.end())
+
+
 def test_what_cannot_be_adopted_is_refused_and_goes_on(state: Path) -> None:
     server = Server(state, *ONE_DEVICE)
     server.kill()
     plane = server.plane()
+    assert os.getpgid(plane.pid) == plane.pid  # Ctrl-C does not reach it
+    plane.send_signal(signal.SIGHUP)  # the terminal is closed
     line = refused("serve", "--state", state, "--port", "0", "--devices", "2")
     assert f"was started with devices 1, not 2; end it with: kill {plane.pid}" in line
     life = read_life(state)

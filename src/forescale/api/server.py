@@ -94,6 +94,7 @@ async def _serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
             if running.done():
                 running.result()
             await _cancel(running)
+            await pool.finish()
             await plane.end()  # it may still hand requests to the management
 
 

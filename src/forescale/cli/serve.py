@@ -49,6 +49,14 @@ Artifacts = Annotated[
 ]
 
 
+Gateways = Annotated[
+    int,
+    typer.Option(
+        min=1,
+        metavar="N",
+        help="Processes that read requests behind the one port; more pay on machines with many cores.",
+    ),
+]
 Lease = Annotated[
     float,
     typer.Option(
@@ -101,6 +109,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
     factory: Factories = None,
     database: Database = None,
     artifacts: Artifacts = None,
+    gateways: Gateways = 1,
     lease_s: Lease = 300.0,
     check: Checks = None,
     token_file: TokenFile = None,
@@ -126,6 +135,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
             names=tuple(allow_host or ()) if allow_host or _is_loopback(host) else None,
             access_log=access_log and access_log.absolute(),
             traces=traces,
+            gateways=gateways,
         ),
         lease_s=lease_s,
         tokens=read_tokens(token_file) if token_file else (),

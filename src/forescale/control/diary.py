@@ -1,8 +1,9 @@
-"""What happens is written down, whether the data plane tells of it or the controller decides it."""
+"""What happens, on its way to the registry, which may be slow or away."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 
@@ -14,7 +15,11 @@ from forescale.registry.records import Happening
 from forescale.registry.registry import Registry
 
 _BY = "forescale"
-_PAUSE_S = 1.0  # after something that the next attempt may find mended
+_PAUSE_S = 1.0  # before the registry is asked again
+_PATIENCE_S = 2.0
+
+_Entry = tuple[Happening, str, orders.Happened | None]
+"""What to write; if a data plane told it, which one, and as what."""
 
 
 class Diary:
@@ -22,7 +27,7 @@ class Diary:
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._queue: asyncio.Queue[tuple[Happening, str, orders.Happened | None]] = asyncio.Queue()
+        self._queue: asyncio.Queue[_Entry] = asyncio.Queue()
         self._taken: Counter[str] = Counter()
         self._written: Counter[str] = Counter()
 
@@ -45,11 +50,22 @@ class Diary:
         return self._written[plane]
 
     async def write(self) -> None:
+        """Write down all that comes, until cancelled."""
         while True:
-            happening, plane, happened = await self._queue.get()
-            await self._record(happening, happened and happened.at_s)
-            if happened is not None:
-                self._written[plane] = happened.number
+            await self._write(await self._queue.get())
+
+    async def finish(self) -> None:
+        """Write down what is left, unless that takes long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                while not self._queue.empty():
+                    await self._write(self._queue.get_nowait())
+
+    async def _write(self, entry: _Entry) -> None:
+        happening, plane, happened = entry
+        await self._record(happening, happened and happened.at_s)
+        if happened is not None:
+            self._written[plane] = happened.number
 
     async def _record(self, happening: Happening, at_s: float | None) -> None:
         while True:

@@ -178,6 +178,10 @@ class Pool:
             ],
         }
 
+    async def finish(self) -> None:
+        """Write down what has happened; after ``run`` has ended."""
+        await self._diary.finish()
+
     # ---- the loop --------------------------------------------------------------------------------------
 
     async def run(self) -> None:

@@ -27,9 +27,10 @@ from forescale import __version__
 from forescale.core.errors import InvalidInput, PeerGone, ServerFailed
 from forescale.engine.serve.exchange import Connection, connect
 from forescale.engine.serve.front import Front
+from forescale.engine.serve.logs import last_line
 from forescale.engine.serve.orders import Command, End, Exchange, PlaneState
 from forescale.engine.serve.plane_process import BEGINNING, Beginning
-from forescale.engine.serve.server import listen, listen_at
+from forescale.engine.serve.server import listen, listen_at, reserve
 
 _SOURCE_ROOT = str(Path(__file__).resolve().parents[3])
 _PROGRAM = f"""\
@@ -54,6 +55,7 @@ class PlaneOptions:
         port: 0: any that is free.
         devices: how many; None: all.
         factories: names of Python functions that may make models.
+        gateways: processes that read requests.
         names, access_log, traces: as ``Front`` has them.
     """
 
@@ -61,6 +63,7 @@ class PlaneOptions:
     port: int = 8080
     devices: int | None = None
     factories: tuple[str, ...] = ()
+    gateways: int = 1
     names: tuple[str, ...] | None = None
     access_log: Path | None = None
     traces: str | None = None
@@ -120,7 +123,10 @@ class DataPlane:
         try:
             await self.exchange()
         except PeerGone as error:
-            raise ServerFailed(f"{error}; {self._state / 'plane.log'} may say more") from error
+            if self._child is not None:
+                await self.end()
+            log = self._state / "plane.log"
+            raise ServerFailed(f"{error}; {log} says: {last_line(log)}") from error
 
     async def exchange(
         self, commands: Sequence[Command] = (), *, acknowledged: int = 0, wait_s: float = 0.0
@@ -139,10 +145,13 @@ class DataPlane:
         try:
             async with asyncio.timeout(wait_s + _ANSWER_S):
                 return await self._connection.exchange(asked)
-        except (PeerGone, TimeoutError) as error:
+        except PeerGone as error:
             self._part()
-            what = "does not answer" if isinstance(error, TimeoutError) else "is gone"
-            raise PeerGone(f"the data plane (process {self._pid}) {what}") from error
+            raise PeerGone(f"the data plane (process {self._pid}) is gone") from error
+        except TimeoutError as error:
+            self._part()
+            self.kill()
+            raise PeerGone(f"the data plane (process {self._pid}) did not answer and was killed") from error
 
     def answer_now(self) -> None:
         """Let the exchange under way, or else the next one, end at once."""
@@ -152,6 +161,8 @@ class DataPlane:
     async def end(self) -> None:
         """Let it answer what is under way and end; nothing of it is left."""
         self._part()
+        if not self._pid:
+            return
         with contextlib.suppress(PeerGone, TimeoutError):
             async with asyncio.timeout(_END_S):
                 connection = await connect(self.run / "control")
@@ -162,15 +173,16 @@ class DataPlane:
 
     def kill(self) -> None:
         """End it at once, if it lives."""
-        if not self._pid:
-            return
-        if (lock := _locked(self._state / "plane")) is None:
+        if self._child is not None:
+            self._child.kill()
+            self._child.wait()
+        elif self._pid:
+            lock = _locked(self._state / "plane")
+            if lock is not None:  # it has ended
+                os.close(lock)
+                return
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
-        else:
-            os.close(lock)
-        if self._child is not None:
-            self._child.wait()
 
     def _part(self) -> None:
         if self._connection is not None:
@@ -227,22 +239,26 @@ class DataPlane:
     def _start(self, lock: int) -> None:
         if self._child is not None:
             self._child.wait()
-        self._prepare_folder()
         with contextlib.ExitStack() as stack:
-            http = stack.enter_context(listen(self._options.host, self.port))
+            bind = listen if self._options.gateways == 1 else reserve
+            http = stack.enter_context(bind(self._options.host, self.port))
+            self._prepare_folder()
             control = stack.enter_context(listen_at(self.run / "control"))
+            self.port = http.getsockname()[1]
             beginning = Beginning(
                 run=self.run,
                 log=self._state / "plane.log",
                 replica_logs=self._state / "replicas",
                 http=http.fileno(),
                 control=control.fileno(),
+                gateways=self._options.gateways,
+                host=self._options.host,
+                port=self.port,
                 devices=self._options.devices,
                 factories=self._options.factories,
                 import_path=tuple(folder or os.getcwd() for folder in sys.path),
                 front=self._options.front,
             )
-            self.port = http.getsockname()[1]
             try:
                 self._child = self._launch(beginning, lock)
                 self._pid = self._child.pid
@@ -267,7 +283,7 @@ class DataPlane:
                 stdout=log,
                 stderr=log,
                 pass_fds=(beginning.http, beginning.control, lock),
-                start_new_session=True,
+                process_group=0,  # Ctrl-C is for the controller
             )
 
     def _prepare_folder(self) -> None:

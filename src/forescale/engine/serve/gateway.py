@@ -48,6 +48,7 @@ class Gateway:
 
     Attributes:
         on_starving: called when a request comes to a model without replicas.
+        on_change: called when versions or routes are others than before.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Gateway:
         self._copies = set[asyncio.Task[None]]()
         self._homes: dict[str, ServedModel] = {}
         self.on_starving: Callable[[], object] = lambda: None
+        self.on_change: Callable[[], object] = lambda: None
         link.listen(self._hear)
 
     def serve(
@@ -93,6 +95,7 @@ class Gateway:
             on_starving=self._starve,
         )
         self._routes.setdefault(model, Route(version=version))
+        self.on_change()
         return served
 
     def set_route(self, model: str, route: Route) -> None:
@@ -104,6 +107,7 @@ class Gateway:
         for version in route.versions():
             self.find(model, version)
         self._routes[model] = route
+        self.on_change()
 
     def routes(self) -> Mapping[str, Route]:
         """Of each model that is served."""
@@ -216,6 +220,7 @@ class Gateway:
             self._routes[served.model] = self._routes[served.model].without(served.version, heir)
         else:
             del self._models[served.model], self._routes[served.model]
+        self.on_change()
 
     def _hear(self, replica: str, said: FromReplica, frames: Sequence[memoryview]) -> None:
         if isinstance(said, Hello):

@@ -8,6 +8,8 @@ import shutil
 from collections.abc import Container
 from pathlib import Path
 
+import structlog
+
 _LIMIT_BYTES = 8 << 20  # of a file; as much again is kept of what was before
 _KEPT = 32  # logs of processes that have ended
 
@@ -31,6 +33,19 @@ class BoundedLog:
         """Nothing is held back."""
 
 
+def log_to(path: Path) -> None:
+    """Let all that this process logs go to a file."""
+    structlog.configure(
+        processors=[
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(BoundedLog(path)),  # pyright: ignore[reportArgumentType] - it is asked for no more than this
+    )
+
+
 def trim(folder: Path, living: Container[str], limit_bytes: int = _LIMIT_BYTES, kept: int = _KEPT) -> None:
     """Bound the logs ``NAME.log`` of processes that write to them directly, ``living`` or not."""
     with contextlib.suppress(OSError):
@@ -46,6 +61,15 @@ def trim(folder: Path, living: Container[str], limit_bytes: int = _LIMIT_BYTES, 
         for _, path in sorted(ended)[:-kept]:
             path.unlink()
             older(path).unlink(missing_ok=True)
+
+
+def last_line(path: Path) -> str:
+    """What was said last, at most 300 characters of it."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        return str(error)
+    return lines[-1].removeprefix("error: ")[:300] if lines else ""
 
 
 def older(path: Path) -> Path:

@@ -1,7 +1,8 @@
 """The data plane as a process of its own.
 
-It is started with its sockets and with the lock of the state folder, all open, by ``adoption.py``. It leads
-its own session, so that neither Ctrl-C nor the end of a terminal reaches it, and outlives who started it.
+It is started with its sockets and with the lock of the state folder, all open, by ``adoption.py``. Neither
+Ctrl-C nor the end of a terminal reaches it: it outlives who started it. It leads a process group, but no
+session, because Linux shares a busy machine out among sessions, and who asks is often in the same one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 import socket
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +25,7 @@ from pydantic import TypeAdapter
 
 from forescale.core.clock import SystemClock
 from forescale.core.cluster import Device
+from forescale.core.errors import ForescaleError
 from forescale.engine.channel import ChannelServer
 from forescale.engine.local import LocalBackend
 from forescale.engine.serve.app import App
@@ -31,11 +34,12 @@ from forescale.engine.serve.exchange import Listener
 from forescale.engine.serve.front import Front, fronted
 from forescale.engine.serve.gateway import Gateway
 from forescale.engine.serve.link import ReplicaLink
-from forescale.engine.serve.logs import BoundedLog, trim
+from forescale.engine.serve.logs import log_to, trim
 from forescale.engine.serve.plane import Plane
 from forescale.engine.serve.proxy import Proxy
+from forescale.engine.serve.readers import ReaderBeginning, Readers
 from forescale.engine.serve.roster import CrewRules
-from forescale.engine.serve.server import Server
+from forescale.engine.serve.server import Server, listen_at
 from forescale.profile.cores import cpu_shares
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia")
@@ -50,7 +54,9 @@ class Beginning:
         run: folder of the sockets ``control``, ``replicas`` and ``api``, which is the controller's.
         log: file for what it has to say.
         replica_logs: folder for what replicas have to say.
-        http, control: descriptors that listen.
+        http, control: descriptors that listen; with more than one gateway, ``http`` keeps the port for them.
+        gateways: processes that read requests; 1: this one does.
+        host, port: where requests are answered.
         devices: how many; None: all.
         factories: names of Python functions that may make models.
         import_path: where their modules are found.
@@ -62,6 +68,9 @@ class Beginning:
     replica_logs: Path
     http: int
     control: int
+    gateways: int
+    host: str
+    port: int
     devices: int | None
     factories: tuple[str, ...]
     import_path: tuple[str, ...]
@@ -75,17 +84,13 @@ def main() -> None:
     """Serve until asked to end, or until there was no controller for too long."""
     beginning = BEGINNING.validate_json(sys.argv[1])
     sys.path[:] = beginning.import_path
-    structlog.configure(
-        processors=[
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.add_log_level,
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(BoundedLog(beginning.log)),  # pyright: ignore[reportArgumentType] - it is asked for no more than this
-    )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(beginning))
+    log_to(beginning.log)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(beginning))
+    except ForescaleError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 async def _serve(beginning: Beginning) -> None:
@@ -104,8 +109,11 @@ async def _serve(beginning: Beginning) -> None:
         listener = Listener(plane, on_away=lambda: lease.run(listener.lease_s), on_back=lease.stop)
         lease.run(listener.lease_s)
         app = App(gateway, api=Proxy(beginning.run / "api"))
-        app = await stack.enter_async_context(fronted(app, beginning.front, clock))
-        server = Server(app, socket.socket(fileno=beginning.http))
+        http = socket.socket(fileno=beginning.http)
+        alone = beginning.gateways == 1
+        if alone:
+            app = await stack.enter_async_context(fronted(app, beginning.front, clock))
+        server = Server(app, http if alone else listen_at(beginning.run / "http"))
         link.open()
         stack.callback(link.close)
         stack.callback(gateway.close)
@@ -114,7 +122,11 @@ async def _serve(beginning: Beginning) -> None:
             stack.push_async_callback(_cancel, task)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, plane.ending.set)
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, plane.ending.set)
-        async with server, listener.listening(socket.socket(fileno=beginning.control)):
+        async with (
+            server,
+            contextlib.nullcontext() if alone else _readers(gateway, beginning),
+            listener.listening(socket.socket(fileno=beginning.control)),
+        ):
             ending = asyncio.create_task(plane.ending.wait())
             await asyncio.wait((*tasks, ending), return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -122,6 +134,17 @@ async def _serve(beginning: Beginning) -> None:
                 task.result()
     if lease.running:  # nobody else will
         shutil.rmtree(beginning.run, ignore_errors=True)
+
+
+def _readers(gateway: Gateway, beginning: Beginning) -> AbstractAsyncContextManager[None]:
+    told = ReaderBeginning(
+        run=beginning.run,
+        log=beginning.log,
+        host=beginning.host,
+        port=beginning.port,
+        front=beginning.front,
+    )
+    return Readers(gateway).serving(beginning.gateways, told)
 
 
 class _Lease:

@@ -36,19 +36,42 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, beside_others: bool = False) -> socket.socket:
     """A socket that listens there; port 0: any that is free.
+
+    Args:
+        beside_others: on Linux, new connections are shared out among all sockets that listen so.
 
     Raises:
         InvalidInput: it cannot.
     """
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        return socket.create_server(
+            (host, port), family=_family(host), backlog=_BACKLOG, reuse_port=beside_others
+        )
     except OSError as error:
         raise InvalidInput(
             f"cannot listen on {host}:{port}: {error.strerror}; choose another port"
         ) from error
+
+
+def reserve(host: str, port: int) -> socket.socket:
+    """A socket that keeps a port for those who listen beside others, and listens not itself.
+
+    Raises:
+        InvalidInput: somebody else listens there.
+    """
+    with listen(host, port) as alone:
+        port = alone.getsockname()[1]
+    reserved = socket.socket(_family(host))
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    reserved.bind((host, port))
+    return reserved
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def listen_at(path: Path) -> socket.socket:
