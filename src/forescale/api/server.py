@@ -8,7 +8,7 @@ import fcntl
 import os
 import shutil
 import signal
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,8 @@ import structlog
 import uvloop
 
 from forescale.api.auth import TokenCheck
-from forescale.api.management import management
+from forescale.api.management import NewDeployment, management
+from forescale.api.pool_file import deploy_wanted
 from forescale.control.pool import Pool
 from forescale.core.clock import SystemClock
 from forescale.core.errors import InvalidInput
@@ -37,6 +38,7 @@ class ServerPlan:
         trust: whether code in models' files may run.
         database: URL; None: SQLite in ``state``.
         artifacts: URL of the artifact store; None: a folder in ``state``.
+        deployments: what is to be deployed, by model.
         tokens: one of which requests to the management need; none: nobody has to prove anything.
     """
 
@@ -46,6 +48,7 @@ class ServerPlan:
     trust: bool = False
     database: str | None = None
     artifacts: str | None = None
+    deployments: Mapping[str, NewDeployment] = field(default_factory=dict[str, NewDeployment])
     tokens: tuple[str, ...] = ()
 
 
@@ -77,6 +80,7 @@ async def _serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
         stack.callback(registry.close)
         for sha256 in registry.collect_artifacts() if plan.artifacts is None else ():
             structlog.get_logger().info("artifact_collected", sha256=sha256)
+        deploy_wanted(registry, plan.deployments, plan.state / "deployed.json")
         plane = DataPlane(plan.state, plan.plane, lease_s=plan.lease_s)
         ending = _signals(plane)
         await plane.open()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -84,7 +85,8 @@ class Watch:
 
 
 def _is_idle(connection: Connection) -> bool:
-    return connection.cycle is None or connection.cycle.response_complete
+    cycle: Any = connection.cycle  # None before the first request
+    return cycle is None or cycle.response_complete
 
 
 def _is_sending(connection: Connection) -> bool:
