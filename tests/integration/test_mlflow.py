@@ -51,7 +51,7 @@ REFUSED = {
     "models:/digits/Production": "neither models:/NAME/NUMBER nor",
     "models:/digits/7": "MLflow: models:/digits/7: .*not found",
     "models:/digits@nobody": "nobody.* not found",
-    "models:/pickled/1": r"no files that end in .*data/model.pth.*as pt2",
+    "models:/pickled/1": r"no files ending in .*data/model.pth.*as pt2",
     "models:/two/1": r"has 2 files .*a.onnx, b.onnx",
 }
 

@@ -83,7 +83,7 @@ def _model_file(folder: Path, reference: str) -> Path:
     if len(models) != 1:
         names = ", ".join(str(path.relative_to(folder)) for path in (models or files)[:5])
         raise InvalidInput(
-            f"{reference} has {len(models) or 'no'} files that end in {', '.join(_ENDINGS)} ({names}): log it "
+            f"{reference} has {len(models) or 'no'} files ending in {', '.join(_ENDINGS)} ({names}): log it "
             "with mlflow.onnx, or with mlflow.pytorch as pt2, which hold no pickles"
         )
     return models[0]
