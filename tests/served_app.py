@@ -27,6 +27,7 @@ class IdlePool:
 
     change = 1
     is_ending = False
+    checks = ("quality",)
 
     def inspect(
         self,

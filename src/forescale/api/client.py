@@ -15,6 +15,7 @@ import httpx
 import numpy as np
 
 from forescale.api.mlflow_models import SCHEME, fetched
+from forescale.api.rollout_requests import RolloutRequests
 from forescale.core.errors import (
     BadRequest,
     InvalidInput,
@@ -37,7 +38,7 @@ Object = dict[str, Any]
 """A JSON object, as docs/serving.md describes it."""
 
 
-class Client:
+class Client(RolloutRequests):
     """Talks to one server.
 
     Args:

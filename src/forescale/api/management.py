@@ -13,6 +13,7 @@ from pydantic import Field
 
 from forescale.api.http import Answer, Refused, Request, Route, Router, Strict, route
 from forescale.api.openapi import openapi
+from forescale.api.rollouts import rollout_as_json, rollout_routes
 from forescale.api.shapes import (
     AliasChangeShape,
     DeploymentShape,
@@ -36,6 +37,7 @@ from forescale.registry.records import (
     check_name,
 )
 from forescale.registry.registry import Registry
+from forescale.registry.rollout import Rollout
 
 _ANYBODY = "anonymous"
 _LONGEST_WAIT_S = 60.0
@@ -49,6 +51,7 @@ class Pool(Protocol):
     Attributes:
         change: another number whenever a status has changed.
         is_ending: nobody should wait for a change any more.
+        checks: names of the checks that rollouts may ask for.
     """
 
     @property
@@ -56,6 +59,9 @@ class Pool(Protocol):
 
     @property
     def is_ending(self) -> bool: ...
+
+    @property
+    def checks(self) -> tuple[str, ...]: ...
 
     def inspect(
         self,
@@ -145,7 +151,7 @@ def management(registry: Registry, pool: Pool, incoming: Path, more: Iterable[Ro
         incoming: folder for uploads until they are whole.
         more: routes of others; the document has them, too.
     """
-    routes = (*_Routes(registry, pool, incoming).all(), *more)
+    routes = (*_Routes(registry, pool, incoming).all(), *rollout_routes(registry, pool), *more)
     return Router((*routes, openapi((*App.operations, *routes))))
 
 
@@ -301,7 +307,9 @@ class _Routes:
 
     async def deployments(self, _request: Request) -> Answer:
         found = await asyncio.to_thread(self._registry.deployments)
-        return Answer(body={"deployments": [self._with_status(deployment) for deployment in found]})
+        rollouts = await asyncio.to_thread(self._registry.rollouts.latest_of_all)
+        shown = [self._with_status(each, rollouts.get(each.spec.model)) for each in found]
+        return Answer(body={"deployments": shown})
 
     async def deployment(self, request: Request) -> Answer:
         model, waiting = request.path["model"], request.asked(_Waiting)
@@ -311,7 +319,8 @@ class _Routes:
             await self._pool.wait_for_change(until_s - loop.time())
         for deployment in await asyncio.to_thread(self._registry.deployments):
             if deployment.spec.model == model:
-                return Answer(body=self._with_status(deployment))
+                rollout = await asyncio.to_thread(self._registry.rollouts.latest, model)
+                return Answer(body=self._with_status(deployment, rollout))
         raise Refused(404, f"{model} is not deployed")
 
     async def deploy(self, request: Request) -> Answer:
@@ -337,7 +346,7 @@ class _Routes:
         found = await asyncio.to_thread(self._registry.events, asked.after, asked.limit)
         return Answer(body={"events": [event_as_json(event) for event in found]})
 
-    def _with_status(self, deployment: Deployment) -> dict[str, Any]:
+    def _with_status(self, deployment: Deployment, rollout: Rollout | None = None) -> dict[str, Any]:
         spec = deployment.spec
         return {
             "model": spec.model,
@@ -348,6 +357,8 @@ class _Routes:
             "priority": spec.priority,
             "deployed_at_s": deployment.deployed_at_s,
             "deployed_by": deployment.deployed_by,
+            "previous_version": deployment.previous,
+            "rollout": rollout and rollout_as_json(rollout),
             **self._pool.status(deployment),
         }
 

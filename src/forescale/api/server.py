@@ -38,6 +38,7 @@ class ServerPlan:
         trust: whether code in models' files may run.
         database: URL; None: SQLite in ``state``.
         artifacts: URL of the artifact store; None: a folder in ``state``.
+        checks: commands that rollouts may ask for, by name.
         deployments: what is to be deployed, by model.
         tokens: one of which requests to the management need; none: nobody has to prove anything.
     """
@@ -48,6 +49,7 @@ class ServerPlan:
     trust: bool = False
     database: str | None = None
     artifacts: str | None = None
+    checks: Mapping[str, str] = field(default_factory=dict[str, str])
     deployments: Mapping[str, NewDeployment] = field(default_factory=dict[str, NewDeployment])
     tokens: tuple[str, ...] = ()
 
@@ -84,7 +86,8 @@ async def _serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
         plane = DataPlane(plan.state, plan.plane, lease_s=plan.lease_s)
         ending = _signals(plane)
         await plane.open()
-        pool = Pool(registry=registry, plane=plane, clock=clock, trust=plan.trust)
+        pool = Pool(registry=registry, plane=plane, clock=clock, trust=plan.trust, checks=plan.checks)
+        pool.rollouts.url = plane.url
         routes = management(registry, pool, _incoming(plan.state))
         api = TokenCheck(routes, plan.tokens) if plan.tokens else routes
         async with Server(api, listen_at(plane.run / "api")):

@@ -5,7 +5,7 @@ Objects may have more fields than they are declared with here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NotRequired, cast
 
 from typing_extensions import TypedDict
@@ -64,6 +64,38 @@ class ModelShape(TypedDict):
     alias_history: list[AliasChangeShape]
 
 
+class RolloutShape(TypedDict):
+    model: str
+    version: Number
+    stable_version: Number
+    strategy: Literal["canary", "shadow", "blue-green"]
+    state: Literal["running", "promoted", "rolled back"]
+    shares: Sequence[float]
+    stage: int
+    stage_name: str
+    is_open: bool
+    share: float
+    reason: str
+    check: str | None
+    is_checked: bool
+    is_manual: bool
+    stage_s: float
+    proof_s: float
+    min_requests: int
+    patience_s: float
+    max_error_fraction: float
+    max_slowdown: float
+    started_at_s: float
+    started_by: str
+    ended_at_s: float | None
+    change: NotRequired[int]
+
+
+class RolledBackShape(TypedDict):
+    model: str
+    version: Number
+
+
 class DeploymentShape(TypedDict):
     model: str
     version: Number
@@ -73,12 +105,15 @@ class DeploymentShape(TypedDict):
     priority: int
     deployed_at_s: float
     deployed_by: str
+    previous_version: Number | None
+    rollout: RolloutShape | None
     state: Literal["starting", "serving", "failing"]
     change: int
     error: NotRequired[str | None]
     scaling: NotRequired[dict[str, Any]]
     replicas: NotRequired[list[dict[str, Any]]]
     requests: NotRequired[dict[str, int]]
+    versions: NotRequired[list[dict[str, Any]]]
 
 
 class DeploymentsShape(TypedDict):

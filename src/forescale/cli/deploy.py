@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from forescale.cli import options
+from forescale.cli import options, rollouts
 from forescale.cli.console import console, print_json, table
 from forescale.cli.console import status as spinner
 from forescale.cli.models import connect
@@ -49,19 +49,51 @@ Watch = Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctr
 
 
 def deploy(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
+    context: typer.Context,
     model: Model,
     min: Least = 1,  # noqa: A002 - the option's name
     max: Most = None,  # noqa: A002
     latency_ms: Latency = None,
     priority: Priority = 10,
+    canary: rollouts.Canary = None,
+    shadow: rollouts.Shadow = None,
+    blue_green: rollouts.BlueGreen = False,
+    stage_s: rollouts.StageTime = None,
+    proof_s: rollouts.ProofTime = 300.0,
+    min_requests: rollouts.MinRequests = 100,
+    patience_s: rollouts.Patience = 3600.0,
+    max_errors: rollouts.MaxErrors = "1%",
+    max_slowdown: rollouts.MaxSlowdown = 1.5,
+    check: rollouts.CheckName = None,
+    manual: rollouts.Manual = False,
     wait: Wait = False,
     timeout_s: Timeout = 300.0,
     url: options.Url = None,
     json: options.Json = False,
 ) -> None:
     """Serves a version of a model, in place of the one that is served; no request is lost."""
+    rollout = rollouts.wanted(canary=canary, shadow=shadow, blue_green=blue_green)
+    rollouts.refuse_others(context, is_rollout=rollout is not None)
     with connect(url) as client:
         name, version = _reference(client, model)
+        if rollout is not None:
+            rollouts.roll_out(
+                client,
+                name,
+                version,
+                rollout,
+                wait_s=timeout_s if wait else None,
+                json=json,
+                stage_s=stage_s,
+                proof_s=proof_s,
+                min_requests=min_requests,
+                patience_s=patience_s,
+                max_error_fraction=rollouts.share(max_errors, "--max-errors"),
+                max_slowdown=max_slowdown,
+                check=check,
+                is_manual=manual,
+            )
+            return
         deployment = client.deploy(
             name, version, min_replicas=min, max_replicas=max, latency_ms=latency_ms, priority=priority
         )
@@ -168,4 +200,5 @@ def _picture(client: Client) -> RenderableType:
                 str(replica["attempts"] or ""),
                 replica["cause"] or "",
             )
-    return Group(shown, replicas)
+    rolled_out = rollouts.picture(deployments)
+    return Group(shown, rolled_out, replicas) if rolled_out else Group(shown, replicas)

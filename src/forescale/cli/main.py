@@ -17,6 +17,7 @@ from forescale.cli.options import examples
 from forescale.cli.plan import plan
 from forescale.cli.profile import profile
 from forescale.cli.replay import replay
+from forescale.cli.rollouts import promote, rollback
 from forescale.cli.serve import serve
 from forescale.cli.train import train
 
@@ -90,8 +91,14 @@ app.command(
 )(serve)
 app.add_typer(models, name="models")
 app.command(
-    epilog=examples("forescale deploy digits@1 --wait", "forescale deploy digits@production --min 2")
+    epilog=examples(
+        "forescale deploy digits@1 --wait",
+        "forescale deploy digits@production --min 2",
+        "forescale deploy digits@2 --canary 10%,50% --check quality",
+    )
 )(deploy)
+app.command(epilog=examples("forescale promote digits", "forescale promote digits --full"))(promote)
+app.command(epilog=examples("forescale rollback digits"))(rollback)
 app.command(epilog=examples("forescale undeploy digits"))(undeploy)
 app.command(epilog=examples("forescale status", "forescale status --watch", "forescale status --json"))(
     status

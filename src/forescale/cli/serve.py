@@ -113,6 +113,14 @@ AllowHost = Annotated[
         "address, otherwise under any.",
     ),
 ]
+Checks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--check",
+        metavar="NAME=COMMAND",
+        help="What rollouts may ask for: exit code 0 says that a version is good enough.",
+    ),
+]
 
 
 def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
@@ -131,6 +139,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
     access_log: AccessLog = None,
     traces: Traces = None,
     allow_host: AllowHost = None,
+    check: Checks = None,
 ) -> None:
     """Serves models until Ctrl-C: an HTTP gateway, replicas of what is deployed, and their management."""
     out = console(stderr=True)
@@ -157,6 +166,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
         trust=trust,
         database=database,
         artifacts=artifacts,
+        checks=dict(map(_check, check or ())),
     )
     if not (token_file or _is_loopback(host)):
         out.print(f"note: whoever reaches {host} can add, deploy and remove models", markup=False)
@@ -167,6 +177,13 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
 
 def _missing(error: ModuleNotFoundError) -> InvalidInput:
     return InvalidInput(f"serving needs {error.name}: pip install 'forescale[serve]'")
+
+
+def _check(text: str) -> tuple[str, str]:
+    name, equals, command = text.partition("=")
+    if not name or not equals or not command.strip():
+        raise typer.BadParameter(f"--check: {text!r} is not of the form NAME=COMMAND")
+    return name, command
 
 
 def _is_loopback(host: str) -> bool:

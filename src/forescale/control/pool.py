@@ -10,15 +10,17 @@ from typing import Any, Protocol, assert_never
 
 import structlog
 
+from forescale.control.diary import Diary
+from forescale.control.rollouts import Rollouts
 from forescale.control.scaler import Scaler
 from forescale.control.scaling import ScalingRules
 from forescale.control.serving import (
     Command,
     Observation,
     Phase,
-    Prefer,
     Replica,
     Serve,
+    SetRoute,
     StartReplica,
     StopReplica,
     Version,
@@ -34,9 +36,9 @@ from forescale.engine.serve.messages import Load
 from forescale.engine.serve.plane import within
 from forescale.engine.serve.roster import Replica as PlaneReplica
 from forescale.engine.serve.roster import State
-from forescale.engine.serve.routing import Route
 from forescale.registry.records import Deployment, DeploymentSpec, Happening
 from forescale.registry.registry import Registry
+from forescale.registry.rollout import Rollout
 
 _LOOK_S = 0.25  # how often it looks though nobody said that something changed
 _PAUSE_S = 1.0  # after something that the next attempt may find mended
@@ -73,6 +75,10 @@ class Pool:
 
     Args:
         trust: whether code in models' files may run.
+        checks: commands that rollouts may ask for, by name.
+
+    Attributes:
+        rollouts: what takes them further.
     """
 
     def __init__(
@@ -83,6 +89,7 @@ class Pool:
         clock: Clock,
         trust: bool = False,
         scaling: ScalingRules | None = None,
+        checks: Mapping[str, str] | None = None,
     ) -> None:
         self._registry = registry
         self._plane = plane
@@ -90,20 +97,27 @@ class Pool:
         self._trust = trust
         self._seen = orders.PlaneState(plane="", devices=())
         self._wanted: tuple[DeploymentSpec, ...] | None = None
+        self._running: Mapping[str, Rollout] = {}
         self._is_stale = True
         self._is_refreshing = False
         self._loads: dict[Version, Load] = {}
         self._faults: dict[Version, str] = {}
         self._losses: Counter[Version] = Counter()
         self._preparing: set[Version] = set()
-        self._diary = _Diary(registry)
+        self._diary = Diary(registry)
         self._shown: object = None
         self._news = asyncio.Event()
         self.change = 0
         self.is_ending = False
         self._scaler = Scaler(scaling)
+        self.rollouts = Rollouts(registry.rollouts, clock, checks or {}, self._read_again)
 
     # ---- what others ask -------------------------------------------------------------------------------
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """Names of the checks that rollouts may ask for."""
+        return self.rollouts.checks
 
     def inspect(
         self,
@@ -122,8 +136,11 @@ class Pool:
 
     def look_again(self) -> None:
         """The deployments have changed."""
-        self._is_stale = True
         self._faults.clear()  # whoever deploys again may have mended what was wrong
+        self._read_again()
+
+    def _read_again(self) -> None:
+        self._is_stale = True
         self._plane.answer_now()
 
     def stop_waiting(self) -> None:
@@ -141,7 +158,7 @@ class Pool:
         replicas = [replica for replica in self._seen.replicas if replica.model == spec.model]
         mine = [replica for replica in replicas if replica.version == str(spec.number)]
         serving = sum(replica.state is State.SERVING for replica in mine)
-        error = self._error((spec.model, spec.number), mine)
+        error = self._error_of((spec.model, spec.number))
         scaling = self._scaler.status(spec)
         if serving >= min(max(spec.min_replicas, 1), scaling["wanted"]) and self._answers(spec):
             state = "serving"
@@ -154,6 +171,11 @@ class Pool:
             "change": self.change,
             "replicas": [_replica_as_json(replica) for replica in replicas],
             "requests": self._counts(spec.model),
+            "versions": [
+                {"version": int(each.version), "requests": dict(each.outcomes)}
+                for each in self._seen.versions
+                if each.model == spec.model
+            ],
         }
 
     # ---- the loop --------------------------------------------------------------------------------------
@@ -192,12 +214,18 @@ class Pool:
         now_s = self._clock.monotonic_s()
         for happening in await self._scaler.decide(self._wanted, self._seen, now_s):
             self._diary.put(happening)
-        commands = step(self._wanted, self._observe(), self._scaler.counts())
+        counts = self._scaler.counts()
+        for model, rollout in self._running.items():
+            error = self._error_of((model, rollout.spec.number))
+            self.rollouts.look(rollout, self._seen, counts.get(model, 1), error, self._tasks)
+        commands = step(self._wanted, self._observe(), counts, self._running)
         self._tell()
         return [order for command in commands for order in self._order(command)]
 
     async def _refresh(self) -> None:
         try:
+            # In this order: a rollout that ends in between is seen to be from another version.
+            running = await asyncio.to_thread(self._registry.rollouts.running)
             found = await asyncio.to_thread(self._registry.deployments)
         except RegistryFailed as error:
             structlog.get_logger().error("deployments_unknown", error=str(error))
@@ -205,7 +233,9 @@ class Pool:
             self._is_stale = True
         else:
             self._wanted = tuple(deployment.spec for deployment in found)
+            self._running = {rollout.spec.model: rollout for rollout in running}
             deployed = {(spec.model, spec.number) for spec in self._wanted}
+            deployed |= {(model, rollout.spec.number) for model, rollout in self._running.items()}
             for known in (self._loads, self._losses):
                 for version in known.keys() - deployed:
                     del known[version]
@@ -234,6 +264,7 @@ class Pool:
             served=frozenset((version.model, int(version.version)) for version in seen.versions),
             withdrawn=frozenset((model, int(number)) for model, number in seen.withdrawn),
             unusable=frozenset(self._faults),
+            routes=seen.routes,
         )
 
     def _order(self, command: Command) -> Iterator[orders.Command]:
@@ -249,8 +280,8 @@ class Pool:
                 yield orders.StartReplica(model=model, version=str(number), device=device)
             case StopReplica(name=name):
                 yield orders.StopReplica(name=name)
-            case Prefer(version=(model, number)):
-                yield orders.SetRoute(model=model, route=Route(version=str(number)))
+            case SetRoute(model=model, route=route):
+                yield orders.SetRoute(model=model, route=route)
             case Withdraw(version=(model, number)):
                 yield orders.Withdraw(model=model, version=str(number))
             case _:
@@ -301,6 +332,7 @@ class Pool:
             dict(seen.routes),
             tuple(self._faults.items()),
             self._wanted,
+            self._running,
             self._scaler.counts(),
         )
         if shown != self._shown:
@@ -309,18 +341,20 @@ class Pool:
             self._news.set()
             self._news = asyncio.Event()
 
-    def _error(self, version: Version, replicas: list[PlaneReplica]) -> str | None:
-        """Why a deployment does not get on, if it does not."""
+    def _error_of(self, version: Version) -> str | None:
+        """Why a version does not get on, if it does not."""
         if version in self._faults:
             return self._faults[version]
         if self._losses[version] < _HOPELESS_LOSSES:
             return None
-        return next((replica.cause for replica in replicas if replica.cause), None)
+        name = version[0], str(version[1])
+        mine = (replica for replica in self._seen.replicas if (replica.model, replica.version) == name)
+        return next((replica.cause for replica in mine if replica.cause), None)
 
     def _answers(self, spec: DeploymentSpec) -> bool:
-        """Whether requests that name no version go to the deployed one."""
+        """Whether requests that name no version go to the deployed one, or by its rollout."""
         route = self._seen.routes.get(spec.model)
-        return route is not None and route.version == str(spec.number)
+        return route is not None and (route.version == str(spec.number) or spec.model in self._running)
 
     def _counts(self, model: str) -> dict[str, int]:
         route = self._seen.routes.get(model)
@@ -328,51 +362,6 @@ class Pool:
             if route is not None and (version.model, version.version) == (model, route.version):
                 return {**version.outcomes, "waiting": version.waiting, "in_flight": version.in_flight}
         return {}
-
-
-class _Diary:
-    """Writes down what happens, each once, and remembers what of it the data plane may forget."""
-
-    def __init__(self, registry: Registry) -> None:
-        self._registry = registry
-        self._queue: asyncio.Queue[tuple[Happening, str, orders.Happened | None]] = asyncio.Queue()
-        self._taken: Counter[str] = Counter()
-        self._written: Counter[str] = Counter()
-
-    def put(self, happening: Happening) -> None:
-        self._queue.put_nowait((happening, "", None))
-
-    def take(self, seen: orders.PlaneState) -> Iterator[orders.Happened]:
-        """What the data plane tells for the first time, to be written down."""
-        for happened in seen.happenings:
-            if happened.number > self._taken[seen.plane]:
-                self._taken[seen.plane] = happened.number
-                happening = Happening(
-                    kind=happened.kind, subject=happened.model, by=_BY, detail=happened.detail
-                )
-                self._queue.put_nowait((happening, seen.plane, happened))
-                yield happened
-
-    def written(self, plane: str) -> int:
-        """Number of the last one of that data plane that is written down."""
-        return self._written[plane]
-
-    async def write(self) -> None:
-        while True:
-            happening, plane, happened = await self._queue.get()
-            await self._record(happening, happened and happened.at_s)
-            if happened is not None:
-                self._written[plane] = happened.number
-
-    async def _record(self, happening: Happening, at_s: float | None) -> None:
-        while True:
-            try:
-                await asyncio.to_thread(self._registry.record, happening, at_s=at_s)
-            except RegistryFailed as error:
-                structlog.get_logger().error("event_not_kept", error=str(error))
-                await asyncio.sleep(_PAUSE_S)
-            else:
-                return
 
 
 def _version_of(replica: str) -> Version:

@@ -6,16 +6,22 @@ between, so that a decision that came too late or was not carried out is made go
 A version that takes another's place is started beside it. Only when it has as many replicas as it should
 do requests go to it and does the old one leave, with its last answers given. A replica here is a wanted one:
 that its process is replaced when it is lost is not decided again.
+
+While a rollout runs, the new version is served beside the deployed one, and ``rollout`` says which requests
+it gets and with how many replicas.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
+from forescale.control.rollout import replicas, route
+from forescale.engine.serve.routing import Route
 from forescale.registry.records import DeploymentSpec
+from forescale.registry.rollout import Rollout
 
 Version = tuple[str, int]
 """A model's name and the version's number."""
@@ -47,6 +53,7 @@ class Observation:
         served: versions that take requests.
         withdrawn: versions that take none any more and answer their last ones.
         unusable: versions whose file is missing or damaged.
+        routes: of each model that has a served version.
     """
 
     devices: tuple[str, ...]
@@ -54,6 +61,7 @@ class Observation:
     served: frozenset[Version] = frozenset()
     withdrawn: frozenset[Version] = frozenset()
     unusable: frozenset[Version] = frozenset()
+    routes: Mapping[str, Route] = field(default_factory=dict[str, Route])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +85,11 @@ class StopReplica:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Prefer:
-    """Requests that name no version go to this one."""
+class SetRoute:
+    """Requests that name no version go by this; all versions in it are served."""
 
-    version: Version
+    model: str
+    route: Route
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,23 +99,34 @@ class Withdraw:
     version: Version
 
 
-Command = Serve | StartReplica | StopReplica | Prefer | Withdraw
+Command = Serve | StartReplica | StopReplica | SetRoute | Withdraw
 
 
 def step(
-    wanted: Sequence[DeploymentSpec], seen: Observation, counts: Mapping[str, int] | None = None
+    wanted: Sequence[DeploymentSpec],
+    seen: Observation,
+    counts: Mapping[str, int] | None = None,
+    rollouts: Mapping[str, Rollout] | None = None,
 ) -> tuple[Command, ...]:
     """What to do, in this order.
 
     Args:
         counts: replicas that a model is to have now; where nothing is said, what its deployment allows.
+        rollouts: that run, by model. One from another version than the deployed one has ended meanwhile.
     """
     loads = Counter(dict.fromkeys(seen.devices, 0))
     loads.update(replica.device for replica in seen.replicas)
-    commands = [command for spec in wanted for command in _towards(spec, seen, counts or {}, loads)]
+    commands: list[Command] = []
+    known = seen.served | seen.withdrawn
+    for spec in wanted:
+        rollout = (rollouts or {}).get(spec.model)
+        if rollout is not None and rollout.spec.stable != spec.number:
+            rollout = None
+        known |= {(spec.model, spec.number)}
+        known |= {(spec.model, rollout.spec.number)} if rollout else set()
+        commands += _towards(spec, seen, counts or {}, loads, rollout)
     deployed = {spec.model for spec in wanted}
     commands += [Withdraw(version=version) for version in sorted(seen.served) if version[0] not in deployed]
-    known = seen.served | seen.withdrawn | {(spec.model, spec.number) for spec in wanted}
     commands += [
         StopReplica(name=replica.name)
         for replica in seen.replicas
@@ -116,11 +136,37 @@ def step(
 
 
 def _towards(
-    spec: DeploymentSpec, seen: Observation, counts: Mapping[str, int], loads: Counter[str]
+    spec: DeploymentSpec,
+    seen: Observation,
+    counts: Mapping[str, int],
+    loads: Counter[str],
+    rollout: Rollout | None,
 ) -> Iterator[Command]:
     version = spec.model, spec.number
     least = counts.get(spec.model, spec.min_replicas)
     most = counts.get(spec.model, spec.max_replicas)
+    new = (spec.model, rollout.spec.number) if rollout else version
+    others = [
+        other for other in sorted(seen.served) if other[0] == spec.model and other not in {version, new}
+    ]
+    if others or rollout:
+        least, most = max(least, 1), max(most, 1)  # it must be seen to serve before it takes over
+    yield from _staffed(version, least, most, seen, loads)
+    if rollout:
+        number = replicas(rollout, least)
+        yield from _staffed(new, number, number, seen, loads)
+        ready = {number for model, number in _ready(seen) if model == spec.model}
+        yield from _routed(spec.model, route(rollout, ready), seen)
+    if others and _ready(seen)[version] >= least:
+        if not rollout:
+            yield from _routed(spec.model, Route(version=str(spec.number)), seen)
+        yield from (Withdraw(version=other) for other in others)
+
+
+def _staffed(
+    version: Version, least: int, most: int, seen: Observation, loads: Counter[str]
+) -> Iterator[Command]:
+    """Served, by as many replicas as it should be."""
     if version in seen.withdrawn:
         return  # it was wanted no more and is again: served anew when its last answers are given
     if version in seen.unusable:
@@ -133,9 +179,6 @@ def _towards(
         if replica.version == version and replica.phase is not Phase.LEAVING
     ]
     own = Counter(replica.device for replica in mine)
-    others = [other for other in sorted(seen.served) if other[0] == spec.model and other != version]
-    if others:
-        least, most = max(least, 1), max(most, 1)  # it must be seen to serve before it takes over
     for _ in range(least - len(mine)):
         # Two replicas of a model on a device would share what one could use alone.
         device = min(seen.devices, key=lambda name: (own[name], loads[name]))
@@ -145,6 +188,18 @@ def _towards(
     # Those that are not ready cost least to lose; of the others the newest go.
     surplus = sorted(mine, key=lambda replica: replica.phase is not Phase.READY)[most:]
     yield from (StopReplica(name=replica.name) for replica in surplus)
-    if others and sum(replica.phase is Phase.READY for replica in mine) >= least:
-        yield Prefer(version=version)
-        yield from (Withdraw(version=other) for other in others)
+
+
+def _routed(model: str, wanted: Route, seen: Observation) -> Iterator[Command]:
+    targets = {(model, int(version)) for version in wanted.versions()}
+    if targets <= seen.served and seen.routes.get(model) != wanted:
+        yield SetRoute(model=model, route=wanted)
+
+
+def _ready(seen: Observation) -> Counter[Version]:
+    """Replicas that answer, by version that takes requests."""
+    return Counter(
+        replica.version
+        for replica in seen.replicas
+        if replica.phase is Phase.READY and replica.version in seen.served
+    )

@@ -98,11 +98,16 @@ class DeploymentSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deployment:
-    """A deployment as somebody asked for it."""
+    """A deployment as somebody asked for it.
+
+    Attributes:
+        previous: number of the version that it replaced; None: it was the first.
+    """
 
     spec: DeploymentSpec
     deployed_at_s: float
     deployed_by: str
+    previous: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from forescale.core.errors import NotFound
 from forescale.core.signature import Signature, signature_as_json, signature_from_json
 from forescale.registry import tables
 from forescale.registry.artifacts import ArtifactStore
+from forescale.registry.audit import write_down
 from forescale.registry.database import Database
 from forescale.registry.records import (
     AliasChange,
@@ -27,6 +29,7 @@ from forescale.registry.records import (
     check_name,
     check_text,
 )
+from forescale.registry.rollouts import Rollouts, lock_model, refuse_while_running
 
 _REPEATED_WITHIN = 20_000  # events: more than a data plane tells again
 
@@ -39,12 +42,20 @@ class Registry:
 
     Args:
         url: the database, see :class:`Database`.
+
+    Attributes:
+        rollouts: of the same models.
     """
 
     def __init__(self, url: str, store: ArtifactStore, clock: Clock) -> None:
         self._database = Database(url)
         self._store = store
         self._clock = clock
+        self.rollouts = Rollouts(self._database, clock)
+
+    def now_s(self) -> float:
+        """By the registry's clock, in seconds since the Unix epoch."""
+        return self._clock.wall_s()
 
     def close(self) -> None:
         """Let go of the database."""
@@ -188,6 +199,7 @@ class Registry:
 
         Raises:
             NotFound: there is no such version.
+            InvalidInput: a rollout of another version runs.
         """
         check_text(by, "the name of who did it")
         deployment = Deployment(spec=spec, deployed_at_s=self._clock.wall_s(), deployed_by=by)
@@ -201,10 +213,17 @@ class Registry:
         }
         with self._database.writing() as connection:
             _find(connection, spec.model, spec.number)
-            _lock(connection, spec.model)
-            connection.execute(delete(tables.deployments).where(tables.deployments.c.model == spec.model))
+            lock_model(connection, spec.model)
+            of_model = tables.deployments.c.model == spec.model
+            before = connection.execute(select(tables.deployments).where(of_model)).one_or_none()
+            if before is None or before.number != spec.number:
+                refuse_while_running(connection, spec.model)
+            connection.execute(delete(tables.deployments).where(of_model))
+            deployment = replace(deployment, previous=_previous(before, spec.number))
             when = {"deployed_at_s": deployment.deployed_at_s, "deployed_by": by}
-            connection.execute(insert(tables.deployments).values({**row, **when}))
+            connection.execute(
+                insert(tables.deployments).values({**row, **when, "previous": deployment.previous})
+            )
             del row["model"]
             self._write_down(connection, "deployed", spec.model, by, row)
         return deployment
@@ -223,9 +242,11 @@ class Registry:
         """
         check_text(by, "the name of who did it")
         with self._database.writing() as connection:
+            lock_model(connection, model)
             gone = connection.execute(delete(tables.deployments).where(tables.deployments.c.model == model))
             if not gone.rowcount:
                 raise NotFound(f"{model} is not deployed")
+            self.rollouts.end(connection, model, f"undeployed by {by}", by=by)
             self._write_down(connection, "undeployed", model, by, {})
 
     def record(self, happening: Happening, *, at_s: float | None = None) -> None:
@@ -237,9 +258,7 @@ class Registry:
         """
         with self._database.writing() as connection:
             if at_s is None or not _is_known(connection, happening, at_s):
-                self._write_down(
-                    connection, happening.kind, happening.subject, happening.by, dict(happening.detail), at_s
-                )
+                write_down(connection, self._clock.wall_s() if at_s is None else at_s, happening)
 
     def events(self, after: int = 0, limit: int = 1000) -> tuple[Event, ...]:
         """What was written down after the event of that number, oldest first, at most ``limit``."""
@@ -249,18 +268,10 @@ class Registry:
         return tuple(map(_event, rows))
 
     def _write_down(
-        self,
-        connection: Connection,
-        kind: str,
-        subject: str,
-        by: str,
-        detail: Mapping[str, Any],
-        at_s: float | None = None,
+        self, connection: Connection, kind: str, subject: str, by: str, detail: Mapping[str, Any]
     ) -> None:
-        at_s = self._clock.wall_s() if at_s is None else at_s
-        connection.execute(
-            insert(tables.events).values(at_s=at_s, kind=kind, subject=subject, by=by, detail=detail)
-        )
+        happening = Happening(kind=kind, subject=subject, by=by, detail=detail)
+        write_down(connection, self._clock.wall_s(), happening)
 
 
 def _is_known(connection: Connection, happening: Happening, at_s: float) -> bool:
@@ -276,14 +287,16 @@ def _next_number(connection: Connection, model: str) -> int:
     connection.execute(
         text("INSERT INTO models (name) VALUES (:name) ON CONFLICT DO NOTHING"), {"name": model}
     )
-    _lock(connection, model)
+    lock_model(connection, model)
     highest = select(func.max(tables.versions.c.number)).where(tables.versions.c.model == model)
     return (connection.scalar(highest) or 0) + 1
 
 
-def _lock(connection: Connection, model: str) -> None:
-    """Lets one transaction at a time change a model; SQLite has one writer anyway."""
-    connection.execute(select(tables.models).where(tables.models.c.name == model).with_for_update())
+def _previous(before: Row[Any] | None, number: int) -> int | None:
+    """The version that a deployment replaces; the one that was replaced last, if it is the same one."""
+    if before is None:
+        return None
+    return before.previous if before.number == number else before.number
 
 
 def _exists(connection: Connection, model: str) -> bool:
@@ -365,7 +378,9 @@ def _deployment(row: Row[Any]) -> Deployment:
         latency_s=row.latency_s,
         priority=row.priority,
     )
-    return Deployment(spec=spec, deployed_at_s=row.deployed_at_s, deployed_by=row.deployed_by)
+    return Deployment(
+        spec=spec, deployed_at_s=row.deployed_at_s, deployed_by=row.deployed_by, previous=row.previous
+    )
 
 
 def _event(row: Row[Any]) -> Event:

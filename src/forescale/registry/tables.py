@@ -14,6 +14,7 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    text,
 )
 
 METADATA = MetaData()
@@ -62,7 +63,28 @@ deployments = Table(
     Column("priority", Integer, nullable=False, server_default="10"),
     Column("deployed_at_s", Float(53), nullable=False),
     Column("deployed_by", String(200), nullable=False),
+    Column("previous", Integer),
     ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"]),
+)
+
+_running = text("ended_s IS NULL")
+
+rollouts = Table(
+    "rollouts",
+    METADATA,
+    Column("id", Integer, primary_key=True),
+    Column("model", String(64), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("state", String(20), nullable=False),
+    Column("spec", JSON, nullable=False),
+    Column("progress", JSON, nullable=False),
+    Column("started_s", Float(53), nullable=False),
+    Column("started_by", String(200), nullable=False),
+    Column("ended_s", Float(53)),
+    ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"]),
+    Index("rollouts_running", "model", unique=True, sqlite_where=_running, postgresql_where=_running),
+    sqlite_autoincrement=True,
 )
 
 # Only added to.

@@ -35,6 +35,7 @@ class QuietPool:
         self.change = 0
         self.is_ending = False
         self.looked = 0
+        self.checks = ("quality",)
 
     def inspect(
         self,

@@ -15,7 +15,7 @@ from forescale.core.errors import InvalidInput, RunFailed
 
 COMMANDS = [
     *("devices", "profile", "plan", "train", "forecast", "replay"),
-    *("serve", "models", "deploy", "undeploy", "status"),
+    *("serve", "models", "deploy", "promote", "rollback", "undeploy", "status"),
 ]
 NOWHERE = ("--url", "http://127.0.0.1:9")
 
@@ -76,6 +76,18 @@ def test_no_command_shows_the_help() -> None:
         (["status", "--url", "nonsense"], "'nonsense' is not a server's URL"),
         (["deploy", "digits@1", "--min", "-1"], "--min"),
         (["deploy", "digits@1", *NOWHERE], "no server at"),
+        (
+            ["deploy", "digits@2", "--canary", "10%", "--blue-green", *NOWHERE],
+            "one of --canary, --shadow and",
+        ),
+        (["deploy", "digits@2", "--canary", "0.1", *NOWHERE], "'0.1' is not a share such as 10%"),
+        (["deploy", "digits@2", "--canary", "10%,%", *NOWHERE], "'%' is not a share such as 10%"),
+        (["deploy", "digits@2", "--canary", "10%", "--max", "3", *NOWHERE], "for --max, deploy the old"),
+        (["deploy", "digits@2", "--check", "quality", *NOWHERE], "--check needs --canary, --shadow or"),
+        (["deploy", "digits@2", "--canary", "10%", "--wait", *NOWHERE], "no server at"),
+        (["promote", "digits", *NOWHERE], "no server at"),
+        (["rollback", "digits", *NOWHERE], "no server at"),
+        (["serve", "--check", "python check.py"], "is not of the form NAME=COMMAND"),
         (["undeploy", "digits", *NOWHERE], "no server at"),
         (["models", "list", *NOWHERE], "no server at"),
         (["models", "add", "digits", "missing.pt2", *NOWHERE], "cannot read missing.pt2"),

@@ -37,6 +37,7 @@ from forescale.engine.serve.protocol import (
     format_metadata,
     parse_request,
 )
+from forescale.engine.serve.routing import ROUTE_HEADER
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -104,7 +105,7 @@ class App:
         model, version = _model_of(scope["path"])
         if scope["method"] != "POST":
             raise BadRequest(f"{scope['method']} is not possible here; use POST", status=405)
-        served = self._gateway.find(model, version)
+        self._gateway.find(model, version)  # or it is said before the body is read
         headers: dict[bytes, bytes] = dict(scope["headers"])
         body = await self._body(headers, receive)
         if body is None:
@@ -112,7 +113,14 @@ class App:
         encoding = headers.get(b"content-encoding", b"identity").strip().lower()
         if encoding != b"identity":
             body = await _beside(len(body), decompress, body, encoding, self._limit_bytes)
+        # Chosen when nothing is waited for until the request is in the queue: a version may leave meanwhile.
+        served = self._gateway.find(model, version)
+        if version is None:
+            header = headers.get(ROUTE_HEADER)
+            served = self._gateway.choose(model, header.decode("latin-1") if header else None)
         request = parse_request(body, _json_length_bytes(headers), served.signature, scope.get(JOURNEY))
+        if version is None:
+            self._gateway.copy(request, served)
         flow = headers.get(FLOW_HEADER)
         outputs = await served.infer(request, flow.decode("latin-1") if flow else "")
         parts, json_length_bytes = format_answer(request, outputs, model=served.model, version=served.version)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Protocol
 
 import structlog
 
 from forescale.core.clock import Clock
-from forescale.core.errors import NotServed, PeerGone
+from forescale.core.errors import NotServed, PeerGone, RequestFailed
 from forescale.core.signature import Signature
 from forescale.engine.channel import Frame
 from forescale.engine.serve.balancing import Balancing, PredictedCompletion
@@ -19,6 +22,11 @@ from forescale.engine.serve.queues import QueuePolicy
 from forescale.engine.serve.requests import InferRequest
 from forescale.engine.serve.routing import Route
 from forescale.engine.serve.served import Outputs, ServedModel
+
+_COPIES = 1000
+"""Copies of requests that are under way at most; more are not made."""
+
+_LAST_PRIORITY = 1000
 
 
 class Link(Protocol):
@@ -35,18 +43,28 @@ class Gateway:
     Replicas are not started here. One joins by saying hello over the link; whoever watches its process calls
     ``lose`` when that ended. Use it in the thread of the event loop that the link is opened in.
 
+    Args:
+        chance: uniform from 0 to 1; it decides where there are shares.
+
     Attributes:
         on_starving: called when a request comes to a model without replicas.
     """
 
     def __init__(
-        self, link: Link, *, clock: Clock, balancing: Callable[[], Balancing] = PredictedCompletion
+        self,
+        link: Link,
+        *,
+        clock: Clock,
+        balancing: Callable[[], Balancing] = PredictedCompletion,
+        chance: Callable[[], float] = random.random,
     ) -> None:
         self._link = link
         self._clock = clock
         self._balancing = balancing
         self._models: dict[str, dict[str, ServedModel]] = {}
         self._routes: dict[str, Route] = {}
+        self._chance = chance
+        self._copies = set[asyncio.Task[None]]()
         self._homes: dict[str, ServedModel] = {}
         self.on_starving: Callable[[], object] = lambda: None
         link.listen(self._hear)
@@ -78,10 +96,10 @@ class Gateway:
         return served
 
     def set_route(self, model: str, route: Route) -> None:
-        """Decide which version answers requests that name none.
+        """Decide which versions answer requests that name none.
 
         Raises:
-            NotServed: one of its versions is not served.
+            NotServed: a version of the route is not served.
         """
         for version in route.versions():
             self.find(model, version)
@@ -125,9 +143,47 @@ class Gateway:
         for versions in self._models.values():
             yield from versions.values()
 
-    async def infer(self, model: str, version: str | None, request: InferRequest, flow: str = "") -> Outputs:
+    def choose(self, model: str, header: str | None) -> ServedModel:
+        """The version for a request that names none; the model must be served.
+
+        Args:
+            header: what the request says in ``ROUTE_HEADER``.
+        """
+        route = self._routes[model]
+        named = route.version
+        if header is not None or route.shares:
+            named = route.choose(header, self._chance())
+        return self._models[model][named]
+
+    def copy(self, request: InferRequest, answered_by: ServedModel) -> None:
+        """Send a request that named no version to shadows, too, if there are any; nobody waits for them."""
+        model = answered_by.model
+        route = self._routes[model]
+        if not route.shadows:
+            return
+        copy = replace(request, priority=_LAST_PRIORITY, is_copy=True, journey=None)
+        for version in route.copies(answered_by.version, self._chance()):
+            shadow = self._models[model][version]
+            if len(self._copies) < _COPIES and shadow.signature == answered_by.signature:
+                task = asyncio.create_task(_forget_answer(shadow, copy))
+                self._copies.add(task)
+                task.add_done_callback(self._copies.discard)
+
+    async def infer(
+        self,
+        model: str,
+        version: str | None,
+        request: InferRequest,
+        flow: str = "",
+        *,
+        header: str | None = None,
+    ) -> Outputs:
         """The outputs of a model. Raises as ``find`` and ``ServedModel.infer`` do."""
-        return await self.find(model, version).infer(request, flow)
+        served = self.find(model, version)
+        if version is None:
+            served = self.choose(model, header)
+            self.copy(request, served)
+        return await served.infer(request, flow)
 
     def lose(self, replica: str) -> None:
         """A replica's process ended or is not to be trusted: its requests go to others. Harmless twice."""
@@ -155,11 +211,11 @@ class Gateway:
     def _forget(self, served: ServedModel) -> None:
         versions = self._models[served.model]
         del versions[served.version]
-        if not versions:
-            del self._models[served.model], self._routes[served.model]
+        if versions:
+            heir = next(reversed(versions))
+            self._routes[served.model] = self._routes[served.model].without(served.version, heir)
         else:
-            route = self._routes[served.model]
-            self._routes[served.model] = route.without(served.version, next(reversed(versions)))
+            del self._models[served.model], self._routes[served.model]
 
     def _hear(self, replica: str, said: FromReplica, frames: Sequence[memoryview]) -> None:
         if isinstance(said, Hello):
@@ -194,3 +250,8 @@ class Gateway:
             return
         self._homes[replica] = served
         served.join(hello)
+
+
+async def _forget_answer(shadow: ServedModel, request: InferRequest) -> None:
+    with suppress(RequestFailed):  # it is counted
+        await shadow.infer(request)

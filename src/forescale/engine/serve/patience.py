@@ -10,8 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+from forescale.engine.serve.connection import HttpProtocol
 from forescale.engine.serve.protocol import format_error
 
 
@@ -32,7 +31,7 @@ class Patience:
     look_s: float = 1.0
 
 
-class Connection(HttpToolsProtocol):
+class Connection(HttpProtocol):
     """Counts what comes.
 
     Attributes:

@@ -32,7 +32,7 @@ from forescale.engine.serve.orders import (
     VersionState,
     Withdraw,
 )
-from forescale.engine.serve.roster import CrewEvent, Ended, Lost, Ready
+from forescale.engine.serve.roster import CrewEvent, Ended, Lost, Ready, State
 from forescale.engine.serve.served import ServedModel
 
 _LOOK_S = 0.25  # how often it looks after its replicas though nobody said that something changed
@@ -132,6 +132,13 @@ class Plane:
                 self._gateway.drain(process)
 
     async def _withdraw(self, version: Version) -> None:
+        if self._gateway.find(*version).gauges().waiting and not any(
+            (replica.model, replica.version) == version and replica.state is not State.DRAINING
+            for replica in self._crew.replicas()
+        ):
+            # What was asked while it had no replica is answered yet.
+            device = self._crew.devices[0]
+            self._crew.place(self._loads[version], device, self._clock.monotonic_s())
         await self._gateway.retire(*version)
         for replica in self._crew.replicas():
             if (replica.model, replica.version) == version:

@@ -28,6 +28,7 @@ class InferRequest:
         outputs: in the order they are wanted.
         priority: class, from 1 (first) on; 0: the model's own.
         timeout_s: seconds from its arrival in which an answer is of use; None: the model's own.
+        is_copy: of a request that another version answers; it is no demand.
         journey: to be filled in on the way; None: nobody traces it.
     """
 
@@ -39,4 +40,5 @@ class InferRequest:
     outputs: tuple[WantedOutput, ...]
     priority: int = 0
     timeout_s: float | None = None
+    is_copy: bool = False
     journey: Journey | None = None

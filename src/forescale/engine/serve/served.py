@@ -123,7 +123,7 @@ class ServedModel:
         """
         arrived_s = self._clock.monotonic_s()
         outcomes = self.metrics.outcomes
-        self.metrics.arrived_rows += request.rows
+        self.metrics.arrived_rows += 0 if request.is_copy else request.rows
         timeout_s = self.policy.timeout_s if request.timeout_s is None else request.timeout_s
         answer: asyncio.Future[Outputs] = self._loop.create_future()
         entry = Entry(
@@ -223,7 +223,7 @@ class ServedModel:
         self._dispatch()
 
     async def close(self) -> None:
-        """Refuse new requests and wait for the old ones' answers; without replicas they are refused."""
+        """Refuse new requests and wait for the old ones' answers, which may need a replica that comes yet."""
         self._closed = True
         self._dispatch()
         while self._queue.requests or self._batches:
@@ -288,8 +288,6 @@ class ServedModel:
         self._dispatching = False
         now_s = self._clock.monotonic_s()
         queue = self._queue
-        if self._closed and not self.is_ready:
-            self._refuse_waiting()
         wake_s = math.inf
         usable = list(self.replicas.values())
         while queue.requests:

@@ -85,6 +85,17 @@ def test_the_checked_program_computes_what_the_model_does(
     np.testing.assert_array_equal(outputs["length"], [4.0, 4.0])
 
 
+def test_lengths_are_checked_though_others_fitted_before(dynamic_pt2: Path) -> None:
+    loaded = pt2.load(Order(path=dynamic_pt2), CPU)
+    ids = np.arange(8).reshape(2, 4)
+    for _ in range(2):
+        assert loaded.run({"ids": ids, "mask": np.ones((2, 4), np.float32)})["length"].tolist() == [4.0, 4.0]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="to be equal to 4, but got 1"):
+            loaded.run({"ids": ids, "mask": np.ones((2, 1), np.float32)})
+    assert loaded.run({"ids": ids[:1], "mask": np.ones((1, 4), np.float32)})["length"].tolist() == [4.0]
+
+
 def test_no_pickle_in_the_archive_is_read(dynamic_pt2: Path, tmp_path: Path) -> None:
     """``sample_inputs`` is the pickle that every archive has; torch.export.load falls for this one."""
     marker = tmp_path / "ran"

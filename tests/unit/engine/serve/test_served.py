@@ -447,13 +447,34 @@ def test_a_retired_version_answers_what_it_has_and_is_unknown_then() -> None:
     run(test)
 
 
-def test_a_version_retired_without_replicas_refuses_what_waits() -> None:
+def test_what_waits_at_a_retired_version_without_replicas_waits_for_one() -> None:
     async def test() -> None:
         bench = Bench()
+        answer = bench.ask(1, 5)
+        await settle()
+        retirement = asyncio.ensure_future(bench.gateway.retire("m", "1"))
+        await settle()
+        assert not answer.done()
+        assert not retirement.done()
+        bench.link.join()
+        await settle()
+        bench.link.answer()
+        assert await answer == [[2, 10]]
+        await retirement
+
+    run(test)
+
+
+def test_what_waits_at_a_retired_version_does_not_wait_for_ever() -> None:
+    async def test() -> None:
+        bench = Bench(timeout_s=0.02)
         answer = bench.ask()
         await settle()
-        await bench.gateway.retire("m", "1")
-        assert isinstance(await error_of(answer), NotServed)
+        retirement = asyncio.ensure_future(bench.gateway.retire("m", "1"))
+        await settle()
+        bench.clock.now_s += 0.03
+        assert isinstance(await error_of(answer), TooBusy)
+        await retirement
 
     run(test)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _PROGRAM = "models/model.json"
 _TREES = ("data/weights/", "data/constants/")
+_REMEMBERED = 10_000  # shapes of inputs
 _NONSENSE = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, AssertionError)
 
 
@@ -79,12 +80,19 @@ def load(order: Order, device: Device) -> LoadedModel:
     place = torch.device("cuda:0" if device.kind is DeviceKind.CUDA else "cpu")
     declared = order.signature or found
     _compare(declared, found)
+    is_plain = in_spec == pytree.tree_structure(((0,) * len(declared.inputs), {}))
+    checked: set[tuple[tuple[int, ...], ...]] = set()
 
     def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         flat = [torch.from_numpy(inputs[spec.name]).to(place) for spec in declared.inputs]
-        args, kwargs = pytree.tree_unflatten(flat, in_spec)
+        args, kwargs = (flat, {}) if is_plain else pytree.tree_unflatten(flat, in_spec)
+        # The program's own check of lengths takes as long as a small model: what passed it passes again.
+        shapes = tuple(tensor.shape for tensor in flat)
+        call = module.forward if shapes in checked else module
         with torch.inference_mode():
-            results = pytree.tree_leaves(module(*args, **kwargs))
+            results = pytree.tree_leaves(call(*args, **kwargs))
+        if len(checked) < _REMEMBERED:
+            checked.add(shapes)
         return {
             spec.name: result.cpu().numpy() for spec, result in zip(declared.outputs, results, strict=True)
         }
