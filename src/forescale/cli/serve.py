@@ -91,6 +91,14 @@ Lease = Annotated[
 ]
 
 
+Checks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--check",
+        metavar="NAME=COMMAND",
+        help="What rollouts may ask for: exit code 0 says that a version is good enough.",
+    ),
+]
 TokenFile = Annotated[
     Path | None,
     typer.Option(
@@ -113,14 +121,6 @@ AllowHost = Annotated[
         "address, otherwise under any.",
     ),
 ]
-Checks = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--check",
-        metavar="NAME=COMMAND",
-        help="What rollouts may ask for: exit code 0 says that a version is good enough.",
-    ),
-]
 
 
 def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
@@ -135,11 +135,11 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
     database: Database = None,
     artifacts: Artifacts = None,
     lease_s: Lease = 300.0,
+    check: Checks = None,
     token_file: TokenFile = None,
     access_log: AccessLog = None,
     traces: Traces = None,
     allow_host: AllowHost = None,
-    check: Checks = None,
 ) -> None:
     """Serves models until Ctrl-C: an HTTP gateway, replicas of what is deployed, and their management."""
     out = console(stderr=True)

@@ -1,4 +1,4 @@
-"""A connection of uvicorn's that sends an answer at once.
+"""A connection of uvicorn's that sends an answer at once, and counts what comes.
 
 Uvicorn writes the head of an answer and its body apart, and uvloop makes a system call of each: dear, where a
 request costs no more than ten of them, and the client wakes up twice.
@@ -44,7 +44,19 @@ class GatheringTransport:
             self._transport.writelines(parts)
 
 
-class HttpProtocol(HttpToolsProtocol):
+class Connection(HttpToolsProtocol):
+    """One of a client's.
+
+    Attributes:
+        received_bytes: of bodies so far.
+    """
+
+    received_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        self.received_bytes += len(body)
+        super().on_body(body)
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         gathering = GatheringTransport(cast(asyncio.Transport, transport))
         super().connection_made(cast(asyncio.Transport, gathering))

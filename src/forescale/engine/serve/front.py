@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from forescale.core.clock import Clock
@@ -46,7 +46,7 @@ class Front:
                 raise InvalidInput(f"{self.traces!r} is not the URL of a collector")
             try:
                 for module in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"):
-                    importlib.import_module(module)
+                    import_module(module)
             except ModuleNotFoundError as error:
                 raise InvalidInput(f"traces need {error.name}: pip install 'forescale[otel]'") from error
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
-from forescale.engine.serve.connection import HttpProtocol
+from forescale.engine.serve.connection import Connection
 from forescale.engine.serve.protocol import format_error
 
 
@@ -29,20 +28,6 @@ class Patience:
     body_s: float = 20.0
     body_bytes_per_s: float = 500.0
     look_s: float = 1.0
-
-
-class Connection(HttpProtocol):
-    """Counts what comes.
-
-    Attributes:
-        received_bytes: of bodies so far.
-    """
-
-    received_bytes = 0
-
-    def on_body(self, body: bytes) -> None:
-        self.received_bytes += len(body)
-        super().on_body(body)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +69,7 @@ class Watch:
 
 
 def _is_idle(connection: Connection) -> bool:
-    cycle: Any = connection.cycle  # None before the first request
-    return cycle is None or cycle.response_complete
+    return not connection.cycle or connection.cycle.response_complete  # there is none before the first
 
 
 def _is_sending(connection: Connection) -> bool:

@@ -13,7 +13,8 @@ import uvicorn
 
 from forescale.core.errors import InvalidInput
 from forescale.engine.serve.app import AsgiApp
-from forescale.engine.serve.patience import Connection, Patience, Watch
+from forescale.engine.serve.connection import Connection
+from forescale.engine.serve.patience import Patience, Watch
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 75  # longer than clients keep idle connections, so that none is closed under a request
