@@ -47,5 +47,5 @@ $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Forescale needs Python 3.11 or newer: make PYTHON=python3.12")'
 	@echo "Installing Forescale and its locked dependencies into .venv (once, a few minutes) ..."
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,forecast,onnx,otel,plan,postgres,report,serve]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev,forecast,mlflow,onnx,otel,plan,postgres,report,serve]'
 	@touch $@

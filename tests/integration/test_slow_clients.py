@@ -9,7 +9,8 @@ import uvicorn
 import uvloop
 from uvicorn.server import ServerState
 
-from forescale.engine.serve.patience import Connection, Patience, Watch
+from forescale.engine.serve.connection import Connection
+from forescale.engine.serve.patience import Patience, Watch
 from forescale.engine.serve.server import Server, listen
 
 HEAD = b"POST / HTTP/1.1\r\nhost: here\r\ncontent-length: 10\r\n"

@@ -14,6 +14,7 @@ from urllib.parse import quote
 import httpx
 import numpy as np
 
+from forescale.api.mlflow_models import SCHEME, fetched
 from forescale.api.rollout_requests import RolloutRequests
 from forescale.core.errors import (
     BadRequest,
@@ -133,10 +134,23 @@ class Client(RolloutRequests):
         """Add a file as a model's next version; the version.
 
         Args:
+            path: of the file; or ``models:/NAME/NUMBER`` or ``models:/NAME@ALIAS`` of an MLflow registry,
+                with the metrics and the commit that it knows, unless others are given.
             format: None: as the file's name ends.
             signature: ``inputs`` and ``outputs``, each a list of ``name``, ``datatype`` and ``shape`` (-1:
                 any length), for formats whose files do not say it.
         """
+        if str(path).startswith(SCHEME):
+            with fetched(str(path)) as found:
+                return self.add_model(
+                    model,
+                    found.path,
+                    format=format or found.format,
+                    options=options,
+                    signature=signature,
+                    metrics={**found.metrics, **(metrics or {})},
+                    commit=commit or found.commit,
+                )
         path = Path(path)
         check_metrics(metrics or {})
         query: dict[str, str] = {

@@ -195,17 +195,18 @@ def _read(kind: type[M], text: bytes) -> M:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        raise Refused(400, _first(error)) from error
+        raise Refused(400, first_fault(error)) from error
 
 
 def _checked(kind: type[M], fields: Mapping[str, str]) -> M:
     try:
         return kind.model_validate(fields)
     except ValidationError as error:
-        raise Refused(400, _first(error)) from error
+        raise Refused(400, first_fault(error)) from error
 
 
-def _first(error: ValidationError) -> str:
+def first_fault(error: ValidationError) -> str:
+    """Which field is wrong, and why."""
     fault = error.errors(include_url=False, include_context=False)[0]
     where = ".".join(map(str, fault["loc"]))
     return f"{where}: {fault['msg']}" if where else fault["msg"]

@@ -107,12 +107,29 @@ class _NewAlias(Strict):
     version: int | str
 
 
-class _NewDeployment(Strict):
+class NewDeployment(Strict):
+    """What is to be served, as it is asked for."""
+
     version: int | str
     min_replicas: int = Field(default=1, ge=0, le=_MOST_REPLICAS)
     max_replicas: int | None = Field(default=None, ge=1, le=_MOST_REPLICAS)
     latency_ms: float | None = Field(default=None, gt=0.0)
     priority: int = Field(default=10, ge=1, le=LAST_PRIORITY)
+
+    def spec(self, model: str, number: int) -> DeploymentSpec:
+        """The deployment of that version.
+
+        Raises:
+            InvalidInput: figures contradict each other.
+        """
+        return DeploymentSpec(
+            model=model,
+            number=number,
+            min_replicas=self.min_replicas,
+            max_replicas=self.max_replicas or max(self.min_replicas, 1),
+            latency_s=None if self.latency_ms is None else self.latency_ms / 1e3,
+            priority=self.priority,
+        )
 
 
 class _Waiting(Strict):
@@ -200,7 +217,7 @@ class _Routes:
                 f"PUT {deployment}",
                 "Asks for a version to be served.",
                 self.deploy,
-                takes=_NewDeployment,
+                takes=NewDeployment,
                 query=_By,
                 gives=DeploymentShape,
             ),
@@ -308,19 +325,11 @@ class _Routes:
 
     async def deploy(self, request: Request) -> Answer:
         model, by = request.path["model"], request.asked(_By).by
-        wanted = await request.body(_NewDeployment)
+        wanted = await request.body(NewDeployment)
 
         def deploy() -> Deployment:
             number = self._registry.version(model, wanted.version).number
-            spec = DeploymentSpec(
-                model=model,
-                number=number,
-                min_replicas=wanted.min_replicas,
-                max_replicas=wanted.max_replicas or max(wanted.min_replicas, 1),
-                latency_s=None if wanted.latency_ms is None else wanted.latency_ms / 1e3,
-                priority=wanted.priority,
-            )
-            return self._registry.deploy(spec, by=by)
+            return self._registry.deploy(wanted.spec(model, number), by=by)
 
         deployment = await asyncio.to_thread(deploy)
         self._pool.look_again()

@@ -16,7 +16,8 @@ import structlog
 import uvloop
 
 from forescale.api.auth import TokenCheck
-from forescale.api.management import management
+from forescale.api.management import NewDeployment, management
+from forescale.api.pool_file import deploy_wanted
 from forescale.control.pool import Pool
 from forescale.core.clock import SystemClock
 from forescale.core.errors import InvalidInput
@@ -38,6 +39,7 @@ class ServerPlan:
         database: URL; None: SQLite in ``state``.
         artifacts: URL of the artifact store; None: a folder in ``state``.
         checks: commands that rollouts may ask for, by name.
+        deployments: what is to be deployed, by model.
         tokens: one of which requests to the management need; none: nobody has to prove anything.
     """
 
@@ -48,6 +50,7 @@ class ServerPlan:
     database: str | None = None
     artifacts: str | None = None
     checks: Mapping[str, str] = field(default_factory=dict[str, str])
+    deployments: Mapping[str, NewDeployment] = field(default_factory=dict[str, NewDeployment])
     tokens: tuple[str, ...] = ()
 
 
@@ -79,6 +82,7 @@ async def _serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
         stack.callback(registry.close)
         for sha256 in registry.collect_artifacts() if plan.artifacts is None else ():
             structlog.get_logger().info("artifact_collected", sha256=sha256)
+        deploy_wanted(registry, plan.deployments, plan.state / "deployed.json")
         plane = DataPlane(plan.state, plan.plane, lease_s=plan.lease_s)
         ending = _signals(plane)
         await plane.open()

@@ -20,6 +20,7 @@ models = typer.Typer(
     no_args_is_help=True,
     epilog=options.examples(
         "forescale models add digits model.pt2 --metric accuracy=0.97",
+        "forescale models add digits models:/digits/3",
         "forescale models list",
         "forescale models show digits",
         "forescale models alias digits production 3",
@@ -51,7 +52,7 @@ Remove = Annotated[bool, typer.Option("--remove", help="Take the alias away.")]
 @models.command()
 def add(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
     name: Name,
-    file: Annotated[Path, typer.Argument(metavar="FILE")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Or models:/NAME/VERSION of MLflow.")],
     format: Format = None,  # noqa: A002 - the option's name
     metric: Pairs = None,
     option: Options = None,

@@ -15,6 +15,37 @@ import typer
 from forescale.cli.console import console
 from forescale.core.errors import InvalidInput
 
+
+def _take_up(context: typer.Context, path: Path | None) -> Path | None:
+    """Let a file's options be the defaults of this command's."""
+    if path is None:
+        return None
+    try:
+        from forescale.api.pool_file import read_pool_file
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    said = read_pool_file(path)
+    known = {option.lstrip("-"): known for known in context.command.params for option in known.opts}
+    for name, value in said.options.items():
+        if name not in known or name in {"config", "help"}:
+            raise InvalidInput(f"{path}: {name!r} is no option of forescale serve")
+        if isinstance(value, dict) or isinstance(value, list) is not known[name].multiple:
+            kind = "a list" if known[name].multiple else "one value"
+            raise InvalidInput(f"{path}: {name} must be {kind}")
+    context.default_map = {known[name].name: value for name, value in said.options.items()}
+    context.obj = said.deployments
+    return path
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.toml",
+        is_eager=True,
+        callback=_take_up,
+        help="These options by name, and tables of deployments. The command line goes before it.",
+    ),
+]
 State = Annotated[
     Path,
     typer.Option(metavar="DIR", help="Where models, deployments and the replicas' logs are kept."),
@@ -101,6 +132,8 @@ AllowHost = Annotated[
 
 
 def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signature
+    context: typer.Context,
+    config: Config = None,  # noqa: ARG001 - its options are in the others by now
     state: State = Path("forescale-state"),
     host: Host = "127.0.0.1",
     port: Port = 8080,
@@ -124,7 +157,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
         from forescale.api.server import PlaneOptions, ServerPlan
         from forescale.api.server import serve as run
     except ModuleNotFoundError as error:
-        raise InvalidInput(f"serving needs {error.name}: pip install 'forescale[serve]'") from error
+        raise _missing(error) from error
     plan = ServerPlan(
         state=state,
         plane=PlaneOptions(
@@ -138,6 +171,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
             gateways=gateways,
         ),
         lease_s=lease_s,
+        deployments=context.obj or {},
         tokens=read_tokens(token_file) if token_file else (),
         trust=trust,
         database=database,
@@ -149,6 +183,10 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
     with _log_on_stderr():
         run(plan, lambda url: out.print(f"serving on {url} (Ctrl-C ends it)", markup=False, soft_wrap=True))
     out.print("all requests answered, all replicas ended", markup=False)
+
+
+def _missing(error: ModuleNotFoundError) -> InvalidInput:
+    return InvalidInput(f"serving needs {error.name}: pip install 'forescale[serve]'")
 
 
 def _check(text: str) -> tuple[str, str]:

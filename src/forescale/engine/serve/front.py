@@ -45,7 +45,8 @@ class Front:
             if not self.traces.startswith(("http://", "https://")):
                 raise InvalidInput(f"{self.traces!r} is not the URL of a collector")
             try:
-                import_module("forescale.engine.serve.tracing")
+                for module in ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http"):
+                    import_module(module)
             except ModuleNotFoundError as error:
                 raise InvalidInput(f"traces need {error.name}: pip install 'forescale[otel]'") from error
 
@@ -59,9 +60,9 @@ async def fronted(app: AsgiApp, front: Front, clock: Clock) -> AsyncGenerator[As
 
             app = tracing = Tracing(app, otlp(front.traces), clock)
             stack.push_async_callback(asyncio.to_thread, tracing.close)
+        if front.names is not None:
+            app = HostCheck(app, front.names)
         if front.access_log is not None:
             app = log = AccessLog(app, front.access_log, clock)
             stack.push_async_callback(log.close)
-        if front.names is not None:
-            app = HostCheck(app, front.names)
         yield app

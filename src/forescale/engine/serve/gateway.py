@@ -165,7 +165,7 @@ class Gateway:
         route = self._routes[model]
         if not route.shadows:
             return
-        copy = replace(request, priority=_LAST_PRIORITY, is_copy=True)
+        copy = replace(request, priority=_LAST_PRIORITY, is_copy=True, journey=None)
         for version in route.copies(answered_by.version, self._chance()):
             shadow = self._models[model][version]
             if len(self._copies) < _COPIES and shadow.signature == answered_by.signature:
