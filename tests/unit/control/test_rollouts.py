@@ -253,6 +253,32 @@ def test_a_version_whose_check_fails_is_taken_back_before_it_got_a_request(regis
     asyncio.run(scenario())
 
 
+def test_a_check_that_takes_long_is_run_once(registry: Registry, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        runs, may_end = tmp_path / "runs", tmp_path / "may_end"
+        check = tmp_path / "check.py"
+        check.write_text(
+            "import pathlib, sys, time\n"
+            "with open(sys.argv[1], 'a') as file:\n"
+            "    file.write('x')\n"
+            "while not pathlib.Path(sys.argv[2]).exists():\n"
+            "    time.sleep(0.01)\n",
+            encoding="utf-8",
+        )
+        command = f"{sys.executable} {check} {runs} {may_end}"
+        async with world_of(registry, {"quality": command}) as world:
+            world.start(world.spec(Strategy.BLUE_GREEN, 0.0, check="quality"))
+            await world.until(runs.exists)
+            looked = len(world.plane.acknowledged)
+            await world.until(lambda: len(world.plane.acknowledged) > looked + 2)
+            assert runs.read_text() == "x"
+            may_end.touch()
+            assert (await world.ended()).state is State.PROMOTED
+            assert runs.read_text() == "xx"
+
+    asyncio.run(scenario())
+
+
 def test_a_check_that_the_server_has_forgotten_lets_no_version_pass(registry: Registry) -> None:
     async def scenario() -> None:
         async with world_of(registry) as world:

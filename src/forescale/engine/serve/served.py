@@ -63,6 +63,7 @@ class ServedModel:
         on_starving: called when a request waits and there is no replica at all.
 
     Attributes:
+        is_closed: it takes no more requests.
         max_rows: most rows of a batch; a model whose number of rows is fixed takes one request at a time.
     """
 
@@ -97,7 +98,7 @@ class ServedModel:
         self._dispatching = False
         self._wake: asyncio.TimerHandle | None = None
         self._wake_s = math.inf
-        self._closed = False
+        self.is_closed = False
         self._idle = asyncio.Event()
 
     @property
@@ -224,7 +225,7 @@ class ServedModel:
 
     async def close(self) -> None:
         """Refuse new requests and wait for the old ones' answers, which may need a replica that comes yet."""
-        self._closed = True
+        self.is_closed = True
         self._dispatch()
         while self._queue.requests or self._batches:
             self._idle.clear()
@@ -232,7 +233,7 @@ class ServedModel:
 
     def abandon(self) -> None:
         """Refuse everything that waits or is under way."""
-        self._closed = True
+        self.is_closed = True
         self._refuse_waiting()
         for number in tuple(self._batches):
             for entry in self._batches.pop(number):
@@ -247,7 +248,7 @@ class ServedModel:
     # ---- admission ------------------------------------------------------------------------------------
 
     def _admit(self, entry: _Entry) -> None:
-        if self._closed:
+        if self.is_closed:
             raise NotServed(f"{self.model} version {self.version} is served no more")
         if entry.rows > (most := self.max_rows):
             raise BadRequest(f"{self.model} takes at most {most} rows at a time, not {entry.rows}")
