@@ -95,7 +95,14 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float, process: psutil.Process) -> None:
+def wait_until(
+    is_so: Callable[[], bool],
+    what: str,
+    timeout_s: float,
+    process: psutil.Process,
+    *,
+    every_s: float = 0.02,
+) -> None:
     """Ask again and again.
 
     Raises:
@@ -107,7 +114,7 @@ def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float, process: 
             raise RuntimeError(f"the process ended before {what}")
         if time.monotonic() > deadline_s:
             raise RuntimeError(f"{what}: not within {timeout_s:g} s")
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 class Site:
