@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py --peers FOLDER [--only throughput,overload] [--quick] [--out FOLDER]
 
-The other servers are installed into environments of their own in FOLDER, once. Needs wrk. Takes 15 minutes
+The other servers are installed into environments of their own in FOLDER, once. Needs wrk. Takes 16 minutes
 after that, on a machine that does nothing else. If interrupted it leaves no process, and what was measured
 before is kept.
 """

@@ -61,7 +61,7 @@ class Processes:
             )
 
     def stop(self, process: psutil.Process) -> None:
-        """End a process as Ctrl-C does, and with it all that it has started."""
+        """Ask a process to end, and see to it that all it has started ends with it."""
         end([process, *descendants(process)], first=process)
 
     def log(self, name: str) -> str:
@@ -78,7 +78,7 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 def end(processes: Sequence[psutil.Process], *, first: psutil.Process | None = None) -> None:
     """Ask processes to end (only ``first`` if given), kill those that do not, and collect them."""
     for process in processes if first is None else [first]:
-        _signal(process, signal.SIGINT)
+        _signal(process, signal.SIGTERM)
     _, left = psutil.wait_procs(processes, timeout=_GRACE_S)
     for process in left:
         _signal(process, signal.SIGKILL)

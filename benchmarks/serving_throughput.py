@@ -57,7 +57,7 @@ class Bench:
 
 def throughput(bench: Bench) -> Section:
     """The MLP with JSON bodies, at 32 connections and at one."""
-    seconds, rounds = (1, 1) if bench.is_quick else (4, 3)
+    seconds, rounds = (1, 1) if bench.is_quick else (3, 3)
     contenders: list[Peer | None] = [None]
     known: dict[str, str] = {}
     if bench.environments is not None:
