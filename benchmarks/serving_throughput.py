@@ -29,8 +29,9 @@ from serving_models import (
     v2_body,
 )
 from serving_peers import PEERS, Peer, Running, install, versions
-from serving_processes import Processes, Site
 from serving_results import Row, Section
+
+from serving_processes import Processes, Site
 
 MANY = 32
 OURS = "Forescale"
