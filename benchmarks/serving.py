@@ -2,7 +2,7 @@
 
     python benchmarks/serving.py --peers FOLDER [--only throughput,overload] [--quick] [--out FOLDER]
 
-The other servers are installed into environments of their own in FOLDER, once. Needs wrk. Takes 15 minutes
+The other servers are installed into environments of their own in FOLDER, once. Needs wrk. Takes 16 minutes
 after that, on a machine that does nothing else. If interrupted it leaves no process, and what was measured
 before is kept.
 """
@@ -21,9 +21,10 @@ from serving_faults import killed_controller, killed_replicas, version_changes
 from serving_growth import many_models, memory, starts
 from serving_load import NoWrk, check_wrk
 from serving_overload import overload
-from serving_processes import Processes
 from serving_results import Results, Section, load_average, show
 from serving_throughput import Bench, throughput, transformer_share
+
+from serving_processes import Processes
 
 PARTS: dict[str, Callable[[Bench], Section]] = {
     "throughput": throughput,

@@ -18,6 +18,7 @@ BROKEN = 0
 """In the place of a status: the connection broke, or no answer came."""
 
 _PATIENCE_S = 60.0
+_KEPT_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class Answer:
         lag_s: how much later than planned that was.
         latency_s: from sending to the whole answer.
         status: of HTTP, or ``BROKEN``.
+        body: how it begins.
     """
 
     kind: str
@@ -133,7 +135,7 @@ async def _offer(
                 lag_s=sent_s - start_s - planned_s,
                 latency_s=done_s - sent_s,
                 status=status,
-                body=body if status != 200 else b"",
+                body=body[:_KEPT_BYTES],
             )
         )
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 from serving_arrivals import Answer, Kind, Traffic, post, statuses
 from serving_models import PIXELS, pixels, v2_body
-from serving_processes import Site, wait_until
 from serving_results import Row, Section
 from serving_throughput import Bench, mlp_site
 
+from serving_processes import Site, wait_until
+
 _PER_S = 200
+_SETTLING_S = 30.0
 _KINDS = (Kind(name="mlp", share=1.0, request=post("/v2/models/mlp/infer", v2_body(pixels(), (1, PIXELS)))),)
 _HOW = f"The MLP with two replicas; Poisson arrivals, {_PER_S} a second, over connections that are kept. "
 
@@ -97,41 +101,72 @@ def _whole(site: Site) -> object:
     )
 
 
+CHANGES = {
+    "rolling update to 2": ("2", ("deploy mlp@2 --min 2 --wait",)),
+    "canary of 3, promoted by itself": (
+        "3",
+        ("deploy mlp@3 --canary 50% --stage-s 3 --proof-s 2 --min-requests 50 --max-slowdown 5 --wait",),
+    ),
+    "canary of 4, rolled back": ("3", ("deploy mlp@4 --canary 50% --stage-s 300", "rollback mlp")),
+    "blue-green to 4": (
+        "4",
+        ("deploy mlp@4 --blue-green --proof-s 3 --min-requests 50 --max-slowdown 5 --wait",),
+    ),
+    "rolled back from 4": ("3", ("rollback mlp",)),
+}
+"""What is done, and which version answers afterwards."""
+
+
 def version_changes(bench: Bench) -> Section:
-    """Rolling update, canary and promotion, canary and rollback."""
+    """Rolling update, canary and promotion, canary and rollback, blue-green and rollback."""
     rows: list[Row] = []
     figures: dict[str, object] = {}
+    body = v2_body(pixels(), (1, PIXELS))
     with mlp_site(bench, "changes", min_replicas=2) as site:
         for _ in range(3):
             site.add("mlp", bench.folder / "mlp.pt2")
-        for what, steps in (
-            ("rolling update", ("deploy mlp@2 --min 2 --wait",)),
-            ("canary of half the requests, promoted", ("deploy mlp@3 --canary 50%", "promote mlp")),
-            ("canary of half the requests, rolled back", ("deploy mlp@4 --canary 50%", "rollback mlp")),
-        ):
+        for what, (wanted, steps) in CHANGES.items():
             bench.say(f"version changes: {what}")
             with Traffic(site.port, _KINDS, per_s=_PER_S) as traffic:
-                time.sleep(1)
                 for step in steps:
+                    time.sleep(1)
                     site.run(*step.split())
                     time.sleep(5)
+                version = _settled(site, body, wanted)
             rows += _outcome(traffic.answers, what)
+            rows.append(
+                Row(
+                    what="... answered by versions",
+                    measured=f"{_by_version(traffic.answers)}; in the end {version}",
+                    asked=f"in the end {wanted}",
+                    is_met=version == wanted,
+                )
+            )
             figures[what] = statuses(traffic.answers)
-        answering = site.ask("mlp", v2_body(pixels(), (1, PIXELS)))["model_version"]
-    rows.append(
-        Row(
-            what="version that answers in the end",
-            measured=answering,
-            asked="3",
-            is_met=answering == "3",
-        )
-    )
     return Section(
         title="Changes of version",
-        how=_HOW + "Each change by the commands of the CLI, 5 s of traffic after each of them.",
+        how=_HOW + "Each change by the commands of the CLI; 1 s of traffic before each, 5 s after.",
         rows=tuple(rows),
         figures=figures,
     )
+
+
+def _settled(site: Site, body: bytes, wanted: str) -> str:
+    """The version that answers, which may become the wanted one for a while yet."""
+    deadline_s = time.monotonic() + _SETTLING_S
+    while (version := str(site.ask("mlp", body)["model_version"])) != wanted:
+        if time.monotonic() > deadline_s:
+            break
+        time.sleep(0.1)
+    return version
+
+
+def _by_version(answers: Sequence[Answer]) -> str:
+    found = Counter(
+        version[1] for answer in answers if (version := re.search(rb'"model_version":"(\d+)"', answer.body))
+    )
+    shares = (f"{int(version)}: {count / found.total():.0%}" for version, count in sorted(found.items()))
+    return ", ".join(shares)
 
 
 def _outcome(answers: Sequence[Answer], what: str = "") -> list[Row]:

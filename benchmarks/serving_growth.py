@@ -12,10 +12,11 @@ import psutil
 import torch
 from serving_load import wrk
 from serving_models import PIXELS, pixels, save, v2_body
-from serving_processes import Site, wait_until
 from serving_results import Row, Section
 from serving_throughput import MANY, Bench, mlp_site
 from torch import nn
+
+from serving_processes import Site, wait_until
 
 _IDLE_S = 60.0  # after which a model that may have no replicas has none
 _BODY = v2_body(pixels(), (1, PIXELS))
@@ -66,7 +67,7 @@ def many_models(bench: Bench) -> Section:
             among.client.deploy(f"m{number}", 1, min_replicas=0, max_replicas=1)
         added_s = time.monotonic() - start_s
         bench.say(f"many models: {others} added and deployed in {added_s:.0f} s; waiting until they sleep")
-        wait_until(lambda: _sleeping(among) >= others, "they sleep", 2 * _IDLE_S, among.controller)
+        wait_until(lambda: _sleeping(among) >= others, "they sleep", 5 * _IDLE_S, among.controller, every_s=2)
         among.settle()
         gateway_mb = among.gateway().memory_info().rss / 1e6
         for _ in range(rounds):
@@ -113,7 +114,9 @@ def starts(bench: Bench) -> Section:
             wait_until(lambda: len(site.replicas("mlp")) == 1, "one serves", 60, site.controller)
             site.settle()
         bench.say("starts: waiting until models sleep")
-        wait_until(lambda: _sleeping(site) >= repeats, "they sleep", 2 * _IDLE_S, site.controller)
+        wait_until(
+            lambda: _sleeping(site) >= repeats, "they sleep", 2 * _IDLE_S, site.controller, every_s=0.5
+        )
         first_s: list[float] = []
         for name in sleepers:
             site.settle()

@@ -61,7 +61,7 @@ class Processes:
             )
 
     def stop(self, process: psutil.Process) -> None:
-        """End a process as Ctrl-C does, and with it all that it has started."""
+        """Ask a process to end, and see to it that all it has started ends with it."""
         end([process, *descendants(process)], first=process)
 
     def log(self, name: str) -> str:
@@ -78,7 +78,7 @@ def descendants(process: psutil.Process) -> list[psutil.Process]:
 def end(processes: Sequence[psutil.Process], *, first: psutil.Process | None = None) -> None:
     """Ask processes to end (only ``first`` if given), kill those that do not, and collect them."""
     for process in processes if first is None else [first]:
-        _signal(process, signal.SIGINT)
+        _signal(process, signal.SIGTERM)
     _, left = psutil.wait_procs(processes, timeout=_GRACE_S)
     for process in left:
         _signal(process, signal.SIGKILL)
@@ -95,7 +95,14 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
-def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float, process: psutil.Process) -> None:
+def wait_until(
+    is_so: Callable[[], bool],
+    what: str,
+    timeout_s: float,
+    process: psutil.Process,
+    *,
+    every_s: float = 0.02,
+) -> None:
     """Ask again and again.
 
     Raises:
@@ -107,7 +114,7 @@ def wait_until(is_so: Callable[[], bool], what: str, timeout_s: float, process: 
             raise RuntimeError(f"the process ended before {what}")
         if time.monotonic() > deadline_s:
             raise RuntimeError(f"{what}: not within {timeout_s:g} s")
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 class Site:
