@@ -77,6 +77,14 @@ class Pool(Protocol):
         """
         ...
 
+    async def check_room(self, spec: DeploymentSpec) -> str | None:
+        """Whether the pool can hold a deployment; what memory it lacks as long as nothing else leaves.
+
+        Raises:
+            NoRoom: it cannot, beside what the others have at least.
+        """
+        ...
+
     def look_again(self) -> None:
         """The deployments have changed."""
         ...
@@ -203,6 +211,7 @@ class _Routes:
                 takes=_NewDeployment,
                 query=_By,
                 gives=DeploymentShape,
+                refuses=(409,),
             ),
             route(
                 f"DELETE {deployment}",
@@ -310,9 +319,9 @@ class _Routes:
         model, by = request.path["model"], request.asked(_By).by
         wanted = await request.body(_NewDeployment)
 
-        def deploy() -> Deployment:
+        def spec_of() -> DeploymentSpec:
             number = self._registry.version(model, wanted.version).number
-            spec = DeploymentSpec(
+            return DeploymentSpec(
                 model=model,
                 number=number,
                 min_replicas=wanted.min_replicas,
@@ -320,11 +329,13 @@ class _Routes:
                 latency_s=None if wanted.latency_ms is None else wanted.latency_ms / 1e3,
                 priority=wanted.priority,
             )
-            return self._registry.deploy(spec, by=by)
 
-        deployment = await asyncio.to_thread(deploy)
+        spec = await asyncio.to_thread(spec_of)
+        short = await self._pool.check_room(spec)
+        deployment = await asyncio.to_thread(self._registry.deploy, spec, by=by)
         self._pool.look_again()
-        return Answer(body=self._with_status(deployment))
+        shown = self._with_status(deployment)
+        return Answer(body={**shown, "short": short} if short else shown)
 
     async def undeploy(self, request: Request) -> Answer:
         model, by = request.path["model"], request.asked(_By).by

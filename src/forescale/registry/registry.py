@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, text
+from sqlalchemy import Connection, Row, delete, func, insert, select, text, tuple_
 
 from forescale.core.clock import Clock
 from forescale.core.errors import NotFound
@@ -139,6 +139,14 @@ class Registry:
         """
         with self._database.reading() as connection:
             return _find(connection, model, reference)
+
+    def file_bytes(self, versions: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """Sizes of versions' files; versions that there are not are left out."""
+        columns = tables.versions.c
+        which = tuple_(columns.model, columns.number).in_(list(versions))
+        with self._database.reading() as connection:
+            rows = connection.execute(select(columns.model, columns.number, columns.size_bytes).where(which))
+            return {(row.model, row.number): row.size_bytes for row in rows}
 
     def artifact(self, version: ModelVersion) -> Path:
         """The version's file, verified; see :meth:`ArtifactStore.fetch`."""

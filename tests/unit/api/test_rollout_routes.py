@@ -38,6 +38,9 @@ class QuietPool:
     def inspect(self, path: Path, format: str, options: Mapping[str, Any], declared: Signature | None):  # noqa: A002
         return SIGNATURE
 
+    async def check_room(self, spec: DeploymentSpec) -> str | None:
+        return None
+
     def look_again(self) -> None:
         self.change += 1
 

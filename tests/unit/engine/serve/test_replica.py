@@ -26,6 +26,9 @@ class Wire:
 
     name = "replica-1"
 
+    def next(self) -> Message:
+        return self.receive()
+
     def __init__(self, asked: list[Message]) -> None:
         self._asked = asked
         self.said: list[tuple[FromReplica | None, list]] = []
@@ -47,7 +50,7 @@ DRAIN = Message(sender="", header=Drain().to_header(), frames=())
 
 def answers(run: Callable, *batches: Message, **limits: int) -> list[tuple[FromReplica | None, list]]:
     wire = Wire([*batches, DRAIN])
-    _serve(wire, LoadedModel(signature=SIGNATURE, run=run, **limits), limit_bytes=1 << 40)  # type: ignore[arg-type]
+    _serve(wire, LoadedModel(signature=SIGNATURE, run=run, **limits), limit_bytes=1 << 40, inbox=wire)  # type: ignore[arg-type]
     return wire.said
 
 
@@ -136,5 +139,5 @@ def test_a_replica_that_holds_its_memory_after_failing_ends() -> None:
     wire = Wire([batch(1, x=points(1)), DRAIN])
     model = LoadedModel(signature=SIGNATURE, run=raises(MemoryError()))
     with pytest.raises(SystemExit, match="almost all of the memory"):
-        _serve(wire, model, limit_bytes=1)  # type: ignore[arg-type]
+        _serve(wire, model, limit_bytes=1, inbox=wire)  # type: ignore[arg-type]
     assert len(wire.said) == 1
