@@ -170,7 +170,7 @@ class Pool:
         mine = [replica for replica in replicas if replica.version == str(spec.number)]
         serving = sum(replica.state is State.SERVING for replica in mine)
         error = self._error_of((spec.model, spec.number))
-        short = self._short.get((spec.model, spec.number))
+        short = next((each for version, each in self._short.items() if version[0] == spec.model), None)
         scaling = self._scaler.status(spec)
         if serving >= min(max(spec.min_replicas, 1), scaling["wanted"]) and self._answers(spec):
             state = "serving"
@@ -355,8 +355,9 @@ class Pool:
         return next((replica.cause for replica in mine if replica.cause), None)
 
     def _told(self, short: Short) -> str:
+        model, number = short.version
         return (
-            f"no room for {short.replicas} more: {self._memory.told(short.version)}, and "
+            f"no room for {short.replicas} more of {model}@{number}: {self._memory.told(short.version)}, and "
             f"{size(short.missing_bytes)} are missing on the device that has most left"
         )
 

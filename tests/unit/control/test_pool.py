@@ -195,8 +195,8 @@ def test_a_deployment_that_can_never_fit_is_refused_and_one_that_must_wait_says_
                 await served.pool.check_room(more)
             next_one = DeploymentSpec(model="digits", number=2, min_replicas=2, max_replicas=2)
             line = (
-                "no room for 2 more: a replica takes 314 MB (guessed from its file), and 606 MB are missing "
-                "on the device that has most left"
+                "no room for 2 more of digits@2: a replica takes 314 MB (guessed from its file), and "
+                "606 MB are missing on the device that has most left"
             )
             assert await served.pool.check_room(next_one) == line
             served.deploy("digits", 2, replicas=2)
