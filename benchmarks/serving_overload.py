@@ -9,9 +9,10 @@ import torch
 from serving_arrivals import Answer, Kind, offer, post, statuses
 from serving_load import wrk
 from serving_models import WIDTH, encoder, save, v2_binary_body
-from serving_processes import Site
 from serving_results import Row, Section
 from serving_throughput import Bench
+
+from serving_processes import Site
 
 TARGET_S = 0.5
 CLASSES = {"first": (1, 0.2), "second": (2, 0.3), "last": (3, 0.5)}

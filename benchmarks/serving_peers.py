@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 from serving_models import MOST_ROWS, PIXELS, pixels, v2_body
+
 from serving_processes import Processes, free_port, wait_until
 
 BENCHMARKS = Path(__file__).resolve().parent

@@ -7,6 +7,7 @@ import contextlib
 import os
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import numpy as np
 
@@ -169,13 +170,16 @@ class Nearby:
 
 
 @asynccontextmanager
-async def played_plane(*, deaf: bool = False) -> AsyncGenerator[tuple[Nearby, Gateway, PlayedProcesses]]:
-    """A data plane at work."""
+async def played_plane(
+    *, deaf: bool = False, memory_bytes: int = 0
+) -> AsyncGenerator[tuple[Nearby, Gateway, PlayedProcesses]]:
+    """A data plane at work; its one device has so much memory (0: nobody knows)."""
     with PlayedProcesses() as processes:
         clock = SystemClock()
         gateway = Gateway(processes, clock=clock)
         rules = CrewRules(spares=1, starts=2)
-        crew = Crew(processes, lambda to, said: processes.send(to, said.to_header()), [CPU], rules)
+        device = replace(CPU, memory_bytes=memory_bytes)
+        crew = Crew(processes, lambda to, said: processes.send(to, said.to_header()), [device], rules)
         plane = Plane(crew=crew, gateway=gateway, link=processes, clock=clock)
         running = asyncio.create_task(plane.run())
         try:

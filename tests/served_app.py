@@ -18,7 +18,7 @@ from forescale.engine.serve.gateway import Gateway
 from forescale.engine.serve.routing import Route
 from forescale.engine.serve.server import Server, listen
 from forescale.registry.artifacts import ArtifactStore
-from forescale.registry.records import Deployment
+from forescale.registry.records import Deployment, DeploymentSpec
 from forescale.registry.registry import Registry
 
 
@@ -37,6 +37,9 @@ class IdlePool:
         declared: Signature | None,
     ) -> Signature:
         return declared or DOUBLING
+
+    async def check_room(self, spec: DeploymentSpec) -> str | None:
+        return None
 
     def look_again(self) -> None: ...
 

@@ -11,7 +11,7 @@ import orjson
 import structlog
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from forescale.core.errors import ForescaleError, InvalidInput, NotFound
+from forescale.core.errors import ForescaleError, InvalidInput, NoRoom, NotFound
 from forescale.engine.serve.operations import JSON, OCTETS, Operation, pattern_of
 
 Scope = MutableMapping[str, Any]
@@ -163,6 +163,8 @@ class Router:
             answer, headers = _failure(refused.status, str(refused)), refused.headers
         except NotFound as error:
             answer = _failure(404, str(error))
+        except NoRoom as error:
+            answer = _failure(409, str(error))
         except InvalidInput as error:
             answer = _failure(400, str(error))
         except ForescaleError as error:

@@ -77,6 +77,14 @@ class Pool(Protocol):
         """
         ...
 
+    async def check_room(self, spec: DeploymentSpec) -> str | None:
+        """Whether the pool can hold a deployment; what memory it lacks as long as nothing else leaves.
+
+        Raises:
+            NoRoom: it cannot, beside what the others have at least.
+        """
+        ...
+
     def look_again(self) -> None:
         """The deployments have changed."""
         ...
@@ -220,6 +228,7 @@ class _Routes:
                 takes=NewDeployment,
                 query=_By,
                 gives=DeploymentShape,
+                refuses=(409,),
             ),
             route(
                 f"DELETE {deployment}",
@@ -327,13 +336,16 @@ class _Routes:
         model, by = request.path["model"], request.asked(_By).by
         wanted = await request.body(NewDeployment)
 
-        def deploy() -> Deployment:
+        def spec_of() -> DeploymentSpec:
             number = self._registry.version(model, wanted.version).number
-            return self._registry.deploy(wanted.spec(model, number), by=by)
+            return wanted.spec(model, number)
 
-        deployment = await asyncio.to_thread(deploy)
+        spec = await asyncio.to_thread(spec_of)
+        short = await self._pool.check_room(spec)
+        deployment = await asyncio.to_thread(self._registry.deploy, spec, by=by)
         self._pool.look_again()
-        return Answer(body=self._with_status(deployment))
+        shown = self._with_status(deployment)
+        return Answer(body={**shown, "short": short} if short else shown)
 
     async def undeploy(self, request: Request) -> Answer:
         model, by = request.path["model"], request.asked(_By).by

@@ -11,6 +11,7 @@ from forescale.api.http import Answer, Refused, Request, Route, Strict, route
 from forescale.api.shapes import RolledBackShape, RolloutShape
 from forescale.control.rollout import share_of, stage_name, urged
 from forescale.core.errors import InvalidInput, NotFound
+from forescale.registry.records import DeploymentSpec
 from forescale.registry.registry import Registry
 from forescale.registry.rollout import Rollout, RolloutSpec, State, Strategy
 
@@ -34,6 +35,8 @@ class Pool(Protocol):
 
     @property
     def checks(self) -> tuple[str, ...]: ...
+
+    async def check_room(self, spec: DeploymentSpec) -> str | None: ...
 
     def look_again(self) -> None: ...
 
@@ -91,6 +94,7 @@ def rollout_routes(registry: Registry, pool: Pool) -> tuple[Route, ...]:
             query=_By,
             gives=RolloutShape,
             status=201,
+            refuses=(409,),
         ),
         route(
             f"POST {deployment}/promote",
@@ -138,10 +142,9 @@ class _Routes:
                 "start it with --check NAME=COMMAND"
             )
 
-        def start() -> Rollout:
-            return self._registry.rollouts.start(_spec(self._registry, model, wanted), by=by)
-
-        rollout = await asyncio.to_thread(start)
+        spec = await asyncio.to_thread(_spec, self._registry, model, wanted)
+        await self._pool.check_room(DeploymentSpec(model=model, number=spec.number))
+        rollout = await asyncio.to_thread(self._registry.rollouts.start, spec, by=by)
         self._pool.look_again()
         return Answer(status=201, body={**rollout_as_json(rollout), "change": self._pool.change})
 

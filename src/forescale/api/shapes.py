@@ -110,6 +110,8 @@ class DeploymentShape(TypedDict):
     state: Literal["starting", "serving", "failing"]
     change: int
     error: NotRequired[str | None]
+    short: NotRequired[str | None]
+    replica_bytes: NotRequired[int]
     scaling: NotRequired[dict[str, Any]]
     replicas: NotRequired[list[dict[str, Any]]]
     requests: NotRequired[dict[str, int]]

@@ -111,7 +111,8 @@ def deploy(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatu
             f"{label} serves at {client.url}/v2/models/{name}/infer", markup=False, soft_wrap=True
         )
     else:
-        console().print(f"{label} is deployed; see forescale status", markup=False, soft_wrap=True)
+        more = deployment["short"] or "see forescale status"
+        console().print(f"{label} is deployed; {more}", markup=False, soft_wrap=True)
 
 
 def undeploy(name: Annotated[str, typer.Argument(metavar="NAME")], url: options.Url = None) -> None:
@@ -152,7 +153,8 @@ def _reference(client: Client, text: str) -> tuple[str, str]:
 def _progress(deployment: dict[str, Any]) -> str:
     replicas = [replica for replica in deployment["replicas"] if replica["version"] == deployment["version"]]
     ready = sum(replica["state"] == "serving" for replica in replicas)
-    return f"{deployment['state']}, {ready} of {deployment['scaling']['wanted']} replicas are ready"
+    short = f"; {deployment['short']}" if deployment["short"] else ""
+    return f"{deployment['state']}, {ready} of {deployment['scaling']['wanted']} replicas are ready{short}"
 
 
 def _figure(per_s: float | None) -> str:
@@ -190,7 +192,7 @@ def _picture(client: Client) -> RenderableType:
             f"{ready}/{found['scaling']['wanted']}",
             *(_figure(found["scaling"][name]) for name in ("rows_per_s", "peak_per_s", "capacity_per_s")),
             *(str(counts.get(name, 0)) for name in ("waiting", "in_flight", "ok", "refused", "failed")),
-            found["error"] or found["scaling"]["reason"],
+            found["error"] or found["short"] or found["scaling"]["reason"],
         )
         for replica in found["replicas"]:
             replicas.add_row(

@@ -10,17 +10,18 @@ from typing import Any, Protocol, assert_never
 
 import structlog
 
+from forescale.control.accounts import Accounts
 from forescale.control.diary import Diary
+from forescale.control.memory import Memory, size
+from forescale.control.observation import observe
 from forescale.control.rollouts import Rollouts
 from forescale.control.scaler import Scaler
 from forescale.control.scaling import ScalingRules
 from forescale.control.serving import (
     Command,
-    Observation,
-    Phase,
-    Replica,
     Serve,
     SetRoute,
+    Short,
     StartReplica,
     StopReplica,
     Version,
@@ -44,12 +45,6 @@ _LOOK_S = 0.25  # how often it looks though nobody said that something changed
 _PAUSE_S = 1.0  # after something that the next attempt may find mended
 _BY = "forescale"
 _HOPELESS_LOSSES = 2  # in a row, with no replica of that version getting ready between
-_PHASES = {
-    State.WAITING: Phase.STARTING,
-    State.LOADING: Phase.STARTING,
-    State.SERVING: Phase.READY,
-    State.DRAINING: Phase.LEAVING,
-}
 
 
 class DataPlane(Protocol):
@@ -104,6 +99,9 @@ class Pool:
         self._faults: dict[Version, str] = {}
         self._losses: Counter[Version] = Counter()
         self._preparing: set[Version] = set()
+        self._accounts = Accounts(registry)
+        self._memory = Memory()
+        self._short: dict[Version, Short] = {}
         self._diary = Diary(registry)
         self._shown: object = None
         self._news = asyncio.Event()
@@ -134,6 +132,19 @@ class Pool:
         order = Order(path=path, options=options, signature=declared, trust=self._trust)
         return format_named(format).inspect(order)
 
+    async def check_room(self, spec: DeploymentSpec) -> str | None:
+        """Whether the pool can hold a deployment; what memory it lacks as long as nothing else leaves.
+
+        Raises:
+            NoRoom: it cannot, beside what the others have at least.
+            RegistryFailed: what is deployed cannot be read.
+        """
+        await self._accounts.check(spec, self._seen)
+        self._memory = self._accounts.memory(self._seen)
+        observed = observe(self._seen, self._faults, self._memory)
+        commands = step([spec], observed, {spec.model: max(1, spec.min_replicas)})
+        return next((self._told(command) for command in commands if isinstance(command, Short)), None)
+
     def look_again(self) -> None:
         """The deployments have changed."""
         self._faults.clear()  # whoever deploys again may have mended what was wrong
@@ -159,6 +170,7 @@ class Pool:
         mine = [replica for replica in replicas if replica.version == str(spec.number)]
         serving = sum(replica.state is State.SERVING for replica in mine)
         error = self._error_of((spec.model, spec.number))
+        short = next((each for version, each in self._short.items() if version[0] == spec.model), None)
         scaling = self._scaler.status(spec)
         if serving >= min(max(spec.min_replicas, 1), scaling["wanted"]) and self._answers(spec):
             state = "serving"
@@ -167,6 +179,8 @@ class Pool:
         return {
             "state": state,
             "error": error,
+            "short": short and self._told(short),
+            "replica_bytes": self._memory.replica_bytes((spec.model, spec.number)),
             "scaling": scaling,
             "change": self.change,
             "replicas": [_replica_as_json(replica) for replica in replicas],
@@ -216,13 +230,16 @@ class Pool:
         if self._wanted is None:
             return ()  # what is deployed is not known yet
         now_s = self._clock.monotonic_s()
-        for happening in await self._scaler.decide(self._wanted, self._seen, now_s):
+        self._memory = self._accounts.memory(self._seen)
+        for happening in await self._scaler.decide(self._wanted, self._seen, now_s, self._memory):
             self._diary.put(happening)
         counts = self._scaler.counts()
         for model, rollout in self._running.items():
             error = self._error_of((model, rollout.spec.number))
             self.rollouts.look(rollout, self._seen, counts.get(model, 1), error, self._tasks)
-        commands = step(self._wanted, self._observe(), counts, self._running)
+        observed = observe(self._seen, self._faults, self._memory)
+        commands = step(self._wanted, observed, counts, self._running)
+        self._short = {command.version: command for command in commands if isinstance(command, Short)}
         self._tell()
         return [order for command in commands for order in self._order(command)]
 
@@ -231,15 +248,17 @@ class Pool:
             # In this order: a rollout that ends in between is seen to be from another version.
             running = await asyncio.to_thread(self._registry.rollouts.running)
             found = await asyncio.to_thread(self._registry.deployments)
+            wanted = tuple(deployment.spec for deployment in found)
+            deployed = {(spec.model, spec.number) for spec in wanted}
+            deployed |= {(rollout.spec.model, rollout.spec.number) for rollout in running}
+            await self._accounts.learn(deployed)
         except RegistryFailed as error:
             structlog.get_logger().error("deployments_unknown", error=str(error))
             await asyncio.sleep(_PAUSE_S)
             self._is_stale = True
         else:
-            self._wanted = tuple(deployment.spec for deployment in found)
+            self._wanted = wanted
             self._running = {rollout.spec.model: rollout for rollout in running}
-            deployed = {(spec.model, spec.number) for spec in self._wanted}
-            deployed |= {(model, rollout.spec.number) for model, rollout in self._running.items()}
             for known in (self._loads, self._losses):
                 for version in known.keys() - deployed:
                     del known[version]
@@ -251,25 +270,6 @@ class Pool:
         self._diary.put(Happening(kind="data_plane_lost", subject="", by=_BY, detail={"cause": cause}))
         self._seen = orders.PlaneState(plane="", devices=())
         self._tell()
-
-    def _observe(self) -> Observation:
-        seen = self._seen
-        return Observation(
-            devices=seen.devices,
-            replicas=tuple(
-                Replica(
-                    name=replica.name,
-                    version=(replica.model, int(replica.version)),
-                    device=replica.device,
-                    phase=_PHASES[replica.state],
-                )
-                for replica in seen.replicas
-            ),
-            served=frozenset((version.model, int(version.version)) for version in seen.versions),
-            withdrawn=frozenset((model, int(number)) for model, number in seen.withdrawn),
-            unusable=frozenset(self._faults),
-            routes=seen.routes,
-        )
 
     def _order(self, command: Command) -> Iterator[orders.Command]:
         """What the data plane is told to do."""
@@ -288,6 +288,8 @@ class Pool:
                 yield orders.SetRoute(model=model, route=route)
             case Withdraw(version=(model, number)):
                 yield orders.Withdraw(model=model, version=str(number))
+            case Short():
+                pass  # it is shown
             case _:
                 assert_never(command)
 
@@ -338,6 +340,7 @@ class Pool:
             self._wanted,
             self._running,
             self._scaler.counts(),
+            self._short,
         )
         if shown != self._shown:
             self._shown = shown
@@ -354,6 +357,13 @@ class Pool:
         name = version[0], str(version[1])
         mine = (replica for replica in self._seen.replicas if (replica.model, replica.version) == name)
         return next((replica.cause for replica in mine if replica.cause), None)
+
+    def _told(self, short: Short) -> str:
+        model, number = short.version
+        return (
+            f"no room for {short.replicas} more of {model}@{number}: {self._memory.told(short.version)}, and "
+            f"{size(short.missing_bytes)} are missing on the device that has most left"
+        )
 
     def _answers(self, spec: DeploymentSpec) -> bool:
         """Whether requests that name no version go to the deployed one, or by its rollout."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from forescale.control.memory import Budget, Memory, Version
 from forescale.control.scaling import Load, Scale, ScalingRules, ScalingState, step
 from forescale.engine.serve.orders import PlaneState, VersionState
 from forescale.engine.serve.roster import State
@@ -25,14 +26,19 @@ class Scaler:
         self._state = ScalingState()
 
     async def decide(
-        self, wanted: Sequence[DeploymentSpec], seen: PlaneState, now_s: float
+        self,
+        wanted: Sequence[DeploymentSpec],
+        seen: PlaneState,
+        now_s: float,
+        memory: Memory | None = None,
     ) -> tuple[Happening, ...]:
         """Look at all models; what changes, to be written down."""
         loads = _loads(wanted, seen)
         devices = len(seen.devices)
+        budget = _budget(wanted, seen, memory) if memory else None
         # In a thread, since forecasting many models takes longer than requests should wait for the loop.
         self._state, decisions = await asyncio.to_thread(
-            step, self._state, loads, now_s, devices, self._rules
+            step, self._state, loads, now_s, devices, self._rules, budget
         )
         return tuple(
             Happening(
@@ -52,6 +58,18 @@ class Scaler:
         """What is wanted for a model, and why, as JSON."""
         scale = self._state.models.get(spec.model)
         return _as_json(scale or Scale(wanted=max(1, spec.min_replicas), active_s=0.0))
+
+
+def _budget(wanted: Sequence[DeploymentSpec], seen: PlaneState, memory: Memory) -> Budget:
+    least = {(spec.model, spec.number): spec.min_replicas for spec in wanted}
+    kept: list[tuple[Version, str]] = []
+    others: list[tuple[Version, str]] = []
+    # As ``serving.step`` keeps them.
+    for replica in sorted(seen.replicas, key=lambda replica: replica.state is not State.SERVING):
+        version = replica.model, int(replica.version)
+        is_kept = version in least and replica.state is not State.DRAINING
+        (kept if is_kept else others).append((version, replica.device))
+    return Budget(seen.devices, memory, kept, others, least)
 
 
 def _loads(wanted: Sequence[DeploymentSpec], seen: PlaneState) -> list[Load]:

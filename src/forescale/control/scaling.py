@@ -14,6 +14,7 @@ from math import ceil, inf, isnan, nan
 
 from forescale.control.capacity import BatchTimes, rows_per_s
 from forescale.control.demand import STEP_S, DemandForecast
+from forescale.control.memory import Budget, size
 from forescale.registry.records import DeploymentSpec
 
 _LIKELY = 0.5  # a model that has no replica gets one when more likely than not it is asked for
@@ -119,21 +120,32 @@ class Decision:
 
 
 def step(
-    state: ScalingState, loads: Sequence[Load], now_s: float, devices: int, rules: ScalingRules
+    state: ScalingState,
+    loads: Sequence[Load],
+    now_s: float,
+    devices: int,
+    rules: ScalingRules,
+    budget: Budget | None = None,
 ) -> tuple[ScalingState, tuple[Decision, ...]]:
-    """Decide. Call it a few times a second, and at once when a model without replicas is asked."""
+    """Decide. Call it a few times a second, and at once when a model without replicas is asked.
+
+    Args:
+        budget: of memory, with what all deployments have at least; None: there is enough.
+    """
     models = {load.spec.model: _known(state, load, now_s) for load in loads}
     state = replace(state, models=models)
     if now_s - state.taken_s >= STEP_S - _TINY:
         state = _counted(state, loads, now_s, rules)
     needed = {load.spec.model: _needed(load, state.models[load.spec.model], now_s, rules) for load in loads}
-    given = _shared([load.spec for load in loads], needed, devices * rules.places_per_device)
+    specs = [load.spec for load in loads]
+    given, missing = _shared(specs, needed, devices * rules.places_per_device, budget)
     after = {
         name: replace(
             scale,
             wanted=given[name],
             short=scale.wanted - given[name],
-            reason=scale.reason + _shortage(scale.wanted - given[name], devices, rules),
+            reason=scale.reason
+            + _shortage(scale.wanted - given[name], missing.get(name), devices * rules.places_per_device),
         )
         for name, scale in needed.items()
     }
@@ -260,26 +272,41 @@ def _held(
     return kept[0][1], tuple(kept)
 
 
-def _shared(specs: Sequence[DeploymentSpec], needed: Mapping[str, Scale], places: int) -> dict[str, int]:
-    """Replicas of each model in a pool of so many places.
+def _shared(
+    specs: Sequence[DeploymentSpec], needed: Mapping[str, Scale], places: int, budget: Budget | None
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Replicas of each model in a pool of so many places; and bytes that models lack for one more.
 
     All have what their deployments ask for at least. Then class after class (1 first), whoever of a class
     has fewest gets the next.
     """
+    missing: dict[str, int] = {}
     given = {spec.model: min(spec.min_replicas, needed[spec.model].wanted) for spec in specs}
     left = places - sum(given.values())
     for priority in sorted({spec.priority for spec in specs}):
-        mates = [spec.model for spec in specs if spec.priority == priority]
-        while left > 0 and (short := [name for name in mates if given[name] < needed[name].wanted]):
-            given[min(short, key=lambda name: given[name])] += 1
-            left -= 1
-    return given
+        mates = [spec for spec in specs if spec.priority == priority]
+        while left > 0 and (
+            short := [
+                spec
+                for spec in mates
+                if given[spec.model] < needed[spec.model].wanted and spec.model not in missing
+            ]
+        ):
+            spec = min(short, key=lambda each: given[each.model])
+            version = spec.model, spec.number
+            if budget is None or budget.grant(version):
+                given[spec.model] += 1
+                left -= 1
+            else:
+                missing[spec.model] = budget.missing_bytes(version)
+    return given, missing
 
 
-def _shortage(short: int, devices: int, rules: ScalingRules) -> str:
+def _shortage(short: int, missing_bytes: int | None, places: int) -> str:
     if not short:
         return ""
-    places = devices * rules.places_per_device
+    if missing_bytes is not None:
+        return f"; {short} fewer than needed: {size(missing_bytes)} of memory are missing for one more"
     return (
         f"; {short} fewer than needed: the pool's {places} places are taken by models of its class or before"
     )

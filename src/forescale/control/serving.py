@@ -18,13 +18,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from forescale.control.memory import Memory, Room, Version
 from forescale.control.rollout import replicas, route
 from forescale.engine.serve.routing import Route
 from forescale.registry.records import DeploymentSpec
 from forescale.registry.rollout import Rollout
-
-Version = tuple[str, int]
-"""A model's name and the version's number."""
 
 
 class Phase(StrEnum):
@@ -54,6 +52,7 @@ class Observation:
         withdrawn: versions that take none any more and answer their last ones.
         unusable: versions whose file is missing or damaged.
         routes: of each model that has a served version.
+        memory: what the devices have, and what replicas take.
     """
 
     devices: tuple[str, ...]
@@ -62,6 +61,7 @@ class Observation:
     withdrawn: frozenset[Version] = frozenset()
     unusable: frozenset[Version] = frozenset()
     routes: Mapping[str, Route] = field(default_factory=dict[str, Route])
+    memory: Memory = field(default_factory=Memory)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +99,16 @@ class Withdraw:
     version: Version
 
 
-Command = Serve | StartReplica | StopReplica | SetRoute | Withdraw
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Short:
+    """So many replicas of a version fit nowhere; the device that has most memory left lacks so much."""
+
+    version: Version
+    replicas: int
+    missing_bytes: int
+
+
+Command = Serve | StartReplica | StopReplica | SetRoute | Withdraw | Short
 
 
 def step(
@@ -114,8 +123,9 @@ def step(
         counts: replicas that a model is to have now; where nothing is said, what its deployment allows.
         rollouts: that run, by model. One from another version than the deployed one has ended meanwhile.
     """
-    loads = Counter(dict.fromkeys(seen.devices, 0))
-    loads.update(replica.device for replica in seen.replicas)
+    room = Room(seen.devices, seen.memory)
+    for replica in seen.replicas:
+        room.put(replica.version, replica.device)
     commands: list[Command] = []
     known = seen.served | seen.withdrawn
     for spec in wanted:
@@ -124,7 +134,7 @@ def step(
             rollout = None
         known |= {(spec.model, spec.number)}
         known |= {(spec.model, rollout.spec.number)} if rollout else set()
-        commands += _towards(spec, seen, counts or {}, loads, rollout)
+        commands += _towards(spec, seen, counts or {}, room, rollout)
     deployed = {spec.model for spec in wanted}
     commands += [Withdraw(version=version) for version in sorted(seen.served) if version[0] not in deployed]
     commands += [
@@ -139,7 +149,7 @@ def _towards(
     spec: DeploymentSpec,
     seen: Observation,
     counts: Mapping[str, int],
-    loads: Counter[str],
+    room: Room,
     rollout: Rollout | None,
 ) -> Iterator[Command]:
     version = spec.model, spec.number
@@ -151,10 +161,10 @@ def _towards(
     ]
     if others or rollout:
         least, most = max(least, 1), max(most, 1)  # it must be seen to serve before it takes over
-    yield from _staffed(version, least, most, seen, loads)
+    yield from _staffed(version, least, most, seen, room)
     if rollout:
         number = replicas(rollout, least)
-        yield from _staffed(new, number, number, seen, loads)
+        yield from _staffed(new, number, number, seen, room)
         ready = {number for model, number in _ready(seen) if model == spec.model}
         yield from _routed(spec.model, route(rollout, ready), seen)
     if others and _ready(seen)[version] >= least:
@@ -163,9 +173,7 @@ def _towards(
         yield from (Withdraw(version=other) for other in others)
 
 
-def _staffed(
-    version: Version, least: int, most: int, seen: Observation, loads: Counter[str]
-) -> Iterator[Command]:
+def _staffed(version: Version, least: int, most: int, seen: Observation, room: Room) -> Iterator[Command]:
     """Served, by as many replicas as it should be."""
     if version in seen.withdrawn:
         return  # it was wanted no more and is again: served anew when its last answers are given
@@ -179,11 +187,13 @@ def _staffed(
         if replica.version == version and replica.phase is not Phase.LEAVING
     ]
     own = Counter(replica.device for replica in mine)
-    for _ in range(least - len(mine)):
-        # Two replicas of a model on a device would share what one could use alone.
-        device = min(seen.devices, key=lambda name: (own[name], loads[name]))
+    for lacking in range(least - len(mine), 0, -1):
+        device = room.place(version, own)
+        if device is None:
+            missing_bytes = room.missing_bytes(version, lacking)
+            yield Short(version=version, replicas=lacking, missing_bytes=missing_bytes)
+            break
         own[device] += 1
-        loads[device] += 1
         yield StartReplica(version=version, device=device)
     # Those that are not ready cost least to lose; of the others the newest go.
     surplus = sorted(mine, key=lambda replica: replica.phase is not Phase.READY)[most:]

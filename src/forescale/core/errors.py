@@ -7,6 +7,7 @@ ForescaleError
 │   ├── TaskFailed          the user's own code (task file, loss, optimizer) raised
 │   ├── CheckpointMismatch  a checkpoint of another model
 │   ├── NotFound            a model, version, alias or deployment that does not exist
+│   ├── NoRoom              a deployment for more memory than the pool has
 │   └── UntrustedModel      a model's file holds code, and nobody said that it may run
 ├── RunFailed               a run that had started could not go on
 │   ├── WorkerLost          a worker process died
@@ -79,6 +80,10 @@ class CheckpointMismatch(InvalidInput):
 
 class NotFound(InvalidInput):
     """A model, version, alias or deployment that does not exist."""
+
+
+class NoRoom(InvalidInput):
+    """A deployment for more memory than the pool has beside the others."""
 
 
 class UntrustedModel(InvalidInput):

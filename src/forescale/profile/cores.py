@@ -42,13 +42,18 @@ def share_cores(cores: Sequence[int], devices: int) -> tuple[tuple[int, ...], ..
     return tuple(tuple(cores[start : start + size]) for start, size in zip(starts, sizes, strict=True))
 
 
-def cpu_devices(core_sets: Sequence[tuple[int, ...]]) -> tuple[Device, ...]:
+def cpu_devices(core_sets: Sequence[tuple[int, ...]], kept_bytes: int = 0) -> tuple[Device, ...]:
+    """A device for each set of cores; they share the memory but for ``kept_bytes``.
+
+    Raises:
+        InvalidInput: the memory is not enough for so many.
+    """
     count = max(1, len(core_sets))
-    capacity_bytes = memory_capacity_bytes()
+    capacity_bytes = memory_capacity_bytes() - kept_bytes
     if capacity_bytes < count * _WORKER_BYTES:
         raise InvalidInput(
             f"{count} devices need a worker of {_WORKER_BYTES / 1e6:.0f} MB each, before any model; the "
-            f"memory is enough for {capacity_bytes // _WORKER_BYTES}"
+            f"memory is enough for {max(0, capacity_bytes) // _WORKER_BYTES}"
         )
     memory_bytes = capacity_bytes // count
     return tuple(
@@ -57,11 +62,14 @@ def cpu_devices(core_sets: Sequence[tuple[int, ...]]) -> tuple[Device, ...]:
     )
 
 
-def cpu_shares(number: int | None = None) -> tuple[Device, ...]:
+def cpu_shares(number: int | None = None, kept_bytes: int = 0) -> tuple[Device, ...]:
     """The allowed cores as so many devices of like size; None: one per core, up to ``DEFAULT_CPU_DEVICES``.
+
+    Args:
+        kept_bytes: memory for others than these devices' workers.
 
     Raises:
         InvalidInput: the memory is not enough for so many.
     """
     cores = allowed_cores()
-    return cpu_devices(share_cores(cores, number or min(len(cores), DEFAULT_CPU_DEVICES)))
+    return cpu_devices(share_cores(cores, number or min(len(cores), DEFAULT_CPU_DEVICES)), kept_bytes)

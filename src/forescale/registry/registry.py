@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, text
+from sqlalchemy import Connection, Row, delete, func, insert, select, text, tuple_
 
 from forescale.core.clock import Clock
 from forescale.core.errors import NotFound
-from forescale.core.signature import Signature, signature_as_json, signature_from_json
+from forescale.core.signature import Signature
 from forescale.registry import tables
 from forescale.registry.artifacts import ArtifactStore
 from forescale.registry.audit import write_down
 from forescale.registry.database import Database
 from forescale.registry.records import (
     AliasChange,
-    Artifact,
     Deployment,
     DeploymentSpec,
     Event,
@@ -30,6 +29,7 @@ from forescale.registry.records import (
     check_text,
 )
 from forescale.registry.rollouts import Rollouts, lock_model, refuse_while_running
+from forescale.registry.rows import row_of, version_of
 
 _REPEATED_WITHIN = 20_000  # events: more than a data plane tells again
 
@@ -99,7 +99,7 @@ class Registry:
                 created_by=created_by,
                 commit=commit,
             )
-            connection.execute(insert(tables.versions).values(_row_of(version)))
+            connection.execute(insert(tables.versions).values(row_of(version)))
             detail = {"number": version.number, "sha256": artifact.sha256}
             self._write_down(connection, "version_added", model, created_by, detail)
         return version
@@ -129,7 +129,7 @@ class Registry:
             rows = connection.execute(of_model.order_by(tables.versions.c.number)).all()
             if not rows:
                 raise _no_model(connection, model)
-        return tuple(map(_version, rows))
+        return tuple(map(version_of, rows))
 
     def version(self, model: str, reference: int | str) -> ModelVersion:
         """The version with that number or alias.
@@ -139,6 +139,14 @@ class Registry:
         """
         with self._database.reading() as connection:
             return _find(connection, model, reference)
+
+    def file_bytes(self, versions: Collection[tuple[str, int]]) -> dict[tuple[str, int], int]:
+        """Sizes of versions' files; versions that there are not are left out."""
+        columns = tables.versions.c
+        which = tuple_(columns.model, columns.number).in_(list(versions))
+        with self._database.reading() as connection:
+            rows = connection.execute(select(columns.model, columns.number, columns.size_bytes).where(which))
+            return {(row.model, row.number): row.size_bytes for row in rows}
 
     def artifact(self, version: ModelVersion) -> Path:
         """The version's file, verified; see :meth:`ArtifactStore.fetch`."""
@@ -309,7 +317,7 @@ def _find(connection: Connection, model: str, reference: int | str) -> ModelVers
     row = connection.execute(select(tables.versions).where(*of_number)).one_or_none() if number else None
     if row is None:
         raise _no_model(connection, model, f"{model} has no version {str(reference)[:80]}")
-    return _version(row)
+    return version_of(row)
 
 
 def _number(connection: Connection, model: str, reference: str) -> int | None:
@@ -336,37 +344,6 @@ def _no_model(connection: Connection, model: str, otherwise: str = "") -> NotFou
         ).all()
         return NotFound(f"{otherwise}; it has {', '.join(map(str, numbers))}")
     return NotFound(f"there is no model {model[:80]}")
-
-
-def _row_of(version: ModelVersion) -> dict[str, Any]:
-    return {
-        "model": version.model,
-        "number": version.number,
-        "sha256": version.artifact.sha256,
-        "size_bytes": version.artifact.size_bytes,
-        "format": version.format,
-        "signature": signature_as_json(version.signature),
-        "options": dict(version.options),
-        "metrics": dict(version.metrics),
-        "created_at_s": version.created_at_s,
-        "created_by": version.created_by,
-        "commit": version.commit,
-    }
-
-
-def _version(row: Row[Any]) -> ModelVersion:
-    return ModelVersion(
-        model=row.model,
-        number=row.number,
-        artifact=Artifact(sha256=row.sha256, size_bytes=row.size_bytes),
-        format=row.format,
-        signature=signature_from_json(row.signature),
-        options=row.options,
-        metrics=row.metrics,
-        created_at_s=row.created_at_s,
-        created_by=row.created_by,
-        commit=row.commit,
-    )
 
 
 def _deployment(row: Row[Any]) -> Deployment:

@@ -14,10 +14,10 @@ import pytest
 from forescale.api.http import Answer, Request, Router, route
 from forescale.api.management import management
 from forescale.core.clock import SystemClock
-from forescale.core.errors import InvalidInput
+from forescale.core.errors import InvalidInput, NoRoom
 from forescale.core.signature import Signature, TensorSpec
 from forescale.registry.artifacts import ArtifactStore
-from forescale.registry.records import Deployment
+from forescale.registry.records import Deployment, DeploymentSpec
 from forescale.registry.registry import Registry
 
 SIGNATURE = Signature(
@@ -47,6 +47,11 @@ class QuietPool:
         if path.read_bytes() == b"broken":
             raise InvalidInput(f"{path.name} is broken")
         return declared or SIGNATURE
+
+    async def check_room(self, spec: DeploymentSpec) -> str | None:
+        if spec.min_replicas > 100:
+            raise NoRoom("it is too large")
+        return "2 must wait" if spec.min_replicas > 10 else None
 
     def look_again(self) -> None:
         self.looked += 1
@@ -212,6 +217,15 @@ def test_a_deployment_and_its_end(ask: Ask, pool: QuietPool) -> None:
     kinds = [event["kind"] for event in ask("GET", "/events").json()["events"]]
     assert kinds == ["version_added", "deployed", "undeployed"]
     assert len(ask("GET", "/events", params={"after": 1}).json()["events"]) == 2
+
+
+def test_what_the_pool_has_no_room_for_is_refused_or_says_so(ask: Ask) -> None:
+    add(ask)
+    wanted = {"version": 1, "min_replicas": 101}
+    assert refusal(ask("PUT", "/deployments/digits", json=wanted), 409) == "it is too large"
+    assert ask("GET", "/deployments").json()["deployments"] == []
+    answer = ask("PUT", "/deployments/digits", json={"version": 1, "min_replicas": 11})
+    assert (answer.status_code, answer.json()["short"]) == (200, "2 must wait")
 
 
 def test_who_asks_again_waits_for_a_change(ask: Ask, pool: QuietPool) -> None:

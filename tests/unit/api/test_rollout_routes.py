@@ -14,7 +14,7 @@ import pytest
 from forescale.api.client import Client
 from forescale.api.management import management
 from forescale.core.clock import SystemClock
-from forescale.core.errors import InvalidInput, NotFound, ServerFailed
+from forescale.core.errors import InvalidInput, NoRoom, NotFound, ServerFailed
 from forescale.core.signature import Signature, TensorSpec
 from forescale.registry.artifacts import ArtifactStore
 from forescale.registry.records import Deployment, DeploymentSpec
@@ -34,9 +34,14 @@ class QuietPool:
         self.is_ending = False
         self.checks = ("quality",)
         self.plans: list[Any] = []
+        self.is_full = False
 
     def inspect(self, path: Path, format: str, options: Mapping[str, Any], declared: Signature | None):  # noqa: A002
         return SIGNATURE
+
+    async def check_room(self, spec: DeploymentSpec) -> str | None:
+        if self.is_full:
+            raise NoRoom(f"version {spec.number} does not fit")
 
     def look_again(self) -> None:
         self.change += 1
@@ -107,6 +112,13 @@ def test_a_rollout_is_started_shown_promoted_and_taken_back(client: Client, pool
     assert pool.change > changes
     ended = client.rollout("digits")
     assert (ended["state"], ended["reason"]) == ("rolled back", "rolled back by ada")
+
+
+def test_a_version_that_does_not_fit_is_not_rolled_out(client: Client, pool: QuietPool) -> None:
+    pool.is_full = True
+    with pytest.raises(InvalidInput, match="version 2 does not fit"):
+        client.roll_out("digits", 2, "canary", [0.1])
+    assert client.deployments()[0]["rollout"] is None
 
 
 def test_usual_times(client: Client) -> None:

@@ -7,7 +7,9 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ import pytest
 from fake_replicas import DOUBLING
 from forescale.control.pool import Pool
 from forescale.core.clock import SystemClock
-from forescale.core.errors import NotServed
+from forescale.core.errors import NoRoom, NotServed
 from forescale.engine.serve.gateway import Gateway
 from forescale.registry.artifacts import ArtifactStore
 from forescale.registry.records import DeploymentSpec, Happening
@@ -47,9 +49,12 @@ class Served:
         self.registry.deploy(spec, by="ada")
         self.pool.look_again()
 
-    def state(self, model: str = "digits") -> str:
+    def status(self, model: str = "digits") -> dict[str, Any]:
         found = next(d for d in self.registry.deployments() if d.spec.model == model)
-        return self.pool.status(found)["state"]
+        return self.pool.status(found)
+
+    def state(self, model: str = "digits") -> str:
+        return self.status(model)["state"]
 
     async def until(self, is_so: Callable[[], bool]) -> None:
         async with asyncio.timeout(10):
@@ -78,8 +83,8 @@ def registry(tmp_path: Path) -> Registry:
 
 
 @asynccontextmanager
-async def pool_of(registry: Registry, *, deaf: bool = False) -> AsyncGenerator[Served]:
-    async with played_plane(deaf=deaf) as (plane, gateway, processes):
+async def pool_of(registry: Registry, *, deaf: bool = False, memory_bytes: int = 0) -> AsyncGenerator[Served]:
+    async with played_plane(deaf=deaf, memory_bytes=memory_bytes) as (plane, gateway, processes):
         pool = Pool(registry=registry, plane=plane, clock=SystemClock())
         running = asyncio.create_task(pool.run())
         try:
@@ -171,5 +176,33 @@ def test_a_lost_replica_is_noticed_while_the_registry_hangs(registry: Registry, 
             async with asyncio.timeout(5):
                 assert await answer == "1"
             hung.may_go_on.set()
+
+    asyncio.run(scenario())
+
+
+def test_a_deployment_that_can_never_fit_is_refused_and_one_that_must_wait_says_so(
+    registry: Registry,
+) -> None:
+    async def scenario() -> None:
+        # 250 MB each for processes, one of which is a spare, and 64 MB guessed for each model: room for two.
+        async with pool_of(registry, memory_bytes=900_000_000) as served:
+            served.deploy("digits", 1, replicas=2)
+            await served.until(lambda: served.state() == "serving")
+            with pytest.raises(NoRoom, match=r"broken@1 does not fit: .* are missing for 1 of 1"):
+                await served.pool.check_room(DeploymentSpec(model="broken", number=1))
+            more = DeploymentSpec(model="digits", number=1, min_replicas=3, max_replicas=3)
+            with pytest.raises(NoRoom, match=r"292 MB are missing for 1 of 3"):
+                await served.pool.check_room(more)
+            next_one = DeploymentSpec(model="digits", number=2, min_replicas=2, max_replicas=2)
+            line = (
+                "no room for 2 more of digits@2: a replica takes 314 MB (guessed from its file), and "
+                "606 MB are missing on the device that has most left"
+            )
+            assert await served.pool.check_room(next_one) == line
+            served.deploy("digits", 2, replicas=2)
+            await served.until(lambda: served.status()["short"] == line)
+            assert served.state() == "starting"
+            assert (served.loads(), await served.answer()) == (["digits@1"] * 2, "1")
+            assert await served.pool.check_room(replace(more, min_replicas=1)) is None
 
     asyncio.run(scenario())

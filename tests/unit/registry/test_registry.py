@@ -76,6 +76,13 @@ def test_versions_are_counted_per_model(registry: Registry, file: Path) -> None:
     assert registry.models() == ("digits", "words")
 
 
+def test_sizes_of_files_are_known_by_version(registry: Registry, file: Path) -> None:
+    add(registry, file)
+    add(registry, file, "words")
+    found = registry.file_bytes([("digits", 1), ("words", 1), ("words", 2)])
+    assert found == {("digits", 1): 7, ("words", 1): 7}
+
+
 def test_versions_added_at_once_get_numbers_of_their_own(open_registry: Open, file: Path) -> None:
     registries = [open_registry() for _ in range(4)]
     with ThreadPoolExecutor(4) as threads:

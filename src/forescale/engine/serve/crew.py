@@ -17,8 +17,10 @@ from itertools import count
 from forescale.core.cluster import Device
 from forescale.core.errors import PeerGone
 from forescale.engine.backend import ProcessBackend, ProcessExit, ProcessHandle, ProcessSpec
-from forescale.engine.serve.messages import Drain, Failed, FromReplica, Hello, Load, ToReplica, Warm
+from forescale.engine.serve.messages import Beat, Drain, Failed, FromReplica, Hello, Load, ToReplica, Warm
 from forescale.engine.serve.roster import CrewEvent, CrewRules, Ended, Lost, Ready, Replica, State
+
+_PROCESS_BYTES = 250_000_000  # until one has said what it takes
 
 ENTRY = "forescale.engine.serve.replica:main"
 
@@ -77,6 +79,8 @@ class Crew:
 
     Attributes:
         warm_up_s: what the last process took to become a spare.
+        process_bytes: memory that a process takes before it has a model.
+        model_bytes: the most that a model has taken besides, by model and version.
     """
 
     def __init__(
@@ -93,10 +97,21 @@ class Crew:
         self._stillborn = 0
         self._start_s = 0.0  # no process is started before
         self.warm_up_s = 5.0
+        self.process_bytes = _PROCESS_BYTES
+        self.model_bytes: dict[tuple[str, str], int] = {}
 
     @property
     def devices(self) -> tuple[str, ...]:
         return tuple(self._devices)
+
+    def room_bytes(self) -> dict[str, int]:
+        """Memory that replicas may take on each device, if it is known: the spares need some, too."""
+        spares_bytes = self._rules.spares * self.process_bytes
+        return {
+            device.name: max(0, device.memory_bytes - spares_bytes)
+            for device in self._devices.values()
+            if device.memory_bytes
+        }
 
     def replicas(self) -> tuple[Replica, ...]:
         """All that were placed and have not ended."""
@@ -159,18 +174,27 @@ class Crew:
         silent_s = now_s - process.heard_s
         process.heard_s = now_s
         match message:
-            case Warm():
+            case Warm(process_bytes=process_bytes):
+                self.process_bytes = process_bytes or self.process_bytes
                 process.warm = True
                 self.warm_up_s = silent_s
                 self._stillborn = 0
                 self._advance(now_s)
             case Hello() if process.seat and not process.seat.leaving:
+                self._note_bytes(process.seat.load, message.model_bytes)
                 process.seat.state, process.seat.since_s = State.SERVING, now_s
                 self._events.append(Ready(replica=process.seat.name, process=name, hello=message))
+            case Beat() if process.seat:
+                self._note_bytes(process.seat.load, message.model_bytes)
             case Failed(batch=None):
                 process.failed = message
             case _:
                 pass
+
+    def _note_bytes(self, load: Load, taken_bytes: int) -> None:
+        version = load.model, load.version
+        if taken_bytes > self.model_bytes.get(version, 0):
+            self.model_bytes[version] = taken_bytes
 
     def fileno(self) -> int:
         """A descriptor that is readable when a process has ended: ``poll`` then."""

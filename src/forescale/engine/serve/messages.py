@@ -7,7 +7,7 @@ connected (engine/bootstrap.py), then Warm ──►          torch is imported,
 Hello, Credit(2)                           ──►          or Failed(batch=None), and the process ends
                                            ◄── Run      + one frame per input; costs a credit
 Result + one frame per output, or Failed   ──►          the batch is over: its credit is back
-Beat                                       ──►          every second in which it says nothing else
+Beat                                       ──►          about every second, between batches
                                            ◄── Drain    finish what was sent, then end
 ```
 
@@ -44,16 +44,22 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Warm:
-    """The process has imported torch and waits for a model."""
+    """The process has imported torch and waits for a model.
+
+    Attributes:
+        process_bytes: memory that it takes until then; 0: not known.
+    """
+
+    process_bytes: int = 0
 
     kind: ClassVar[str] = "warm"
 
     def to_header(self) -> Header:
-        return {"type": self.kind}
+        return {"type": self.kind, "process_bytes": self.process_bytes}
 
     @classmethod
-    def from_header(cls, _header: Header) -> Warm:
-        return cls()
+    def from_header(cls, header: Header) -> Warm:
+        return cls(process_bytes=_count(header["process_bytes"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +122,7 @@ class Hello:
     Attributes:
         max_rows: most rows it takes in a batch.
         load_s: from the order to this message.
+        model_bytes: most memory that the model has taken at any time; 0: not known.
     """
 
     model: str
@@ -124,6 +131,7 @@ class Hello:
     signature: Signature
     max_rows: int
     load_s: float = 0.0
+    model_bytes: int = 0
 
     kind: ClassVar[str] = "hello"
 
@@ -136,6 +144,7 @@ class Hello:
             "signature": signature_as_json(self.signature),
             "max_rows": self.max_rows,
             "load_s": self.load_s,
+            "model_bytes": self.model_bytes,
         }
 
     @classmethod
@@ -147,6 +156,7 @@ class Hello:
             signature=signature_from_json(header["signature"]),
             max_rows=_count(header["max_rows"]),
             load_s=float(header["load_s"]),
+            model_bytes=_count(header["model_bytes"]),
         )
 
 
@@ -247,16 +257,18 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """The replica is there and has nothing to do."""
+    """The process is there; ``model_bytes`` as in ``Hello``."""
+
+    model_bytes: int = 0
 
     kind: ClassVar[str] = "beat"
 
     def to_header(self) -> Header:
-        return {"type": self.kind}
+        return {"type": self.kind, "model_bytes": self.model_bytes}
 
     @classmethod
-    def from_header(cls, _header: Header) -> Beat:
-        return cls()
+    def from_header(cls, header: Header) -> Beat:
+        return cls(model_bytes=_count(header["model_bytes"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -93,6 +93,7 @@ class VersionState:
         batch_times: mean rows and seconds of the latest batches, by size; ascending.
         max_rows: most rows of a batch.
         load_s: what a replica took to load it last; None: none has.
+        model_bytes: most memory that it has taken in a replica; None: not known.
     """
 
     model: str
@@ -107,6 +108,7 @@ class VersionState:
     batch_times: tuple[tuple[float, float], ...]
     max_rows: int
     load_s: float | None = None
+    model_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +139,8 @@ class PlaneState:
         replicas: in the order in which they were started.
         spares: processes that could take a model at once.
         warm_up_s: what the last process took to become a spare.
+        process_bytes: memory that a replica's process takes before it has a model.
+        room_bytes: memory that replicas may take together on each device; nothing: not known.
         versions: those that take requests.
         routes: of each model that has such a version.
         withdrawn: versions, as model and version, that take none any more and answer their last ones.
@@ -148,6 +152,8 @@ class PlaneState:
     replicas: tuple[Replica, ...] = ()
     spares: int = 0
     warm_up_s: float = 0.0
+    process_bytes: int = 0
+    room_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
     versions: tuple[VersionState, ...] = ()
     routes: Mapping[str, Route] = field(default_factory=dict[str, Route])
     withdrawn: tuple[tuple[str, str], ...] = ()

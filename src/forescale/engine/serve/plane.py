@@ -145,6 +145,7 @@ class Plane:
                 self._stop(replica.name)
         del self._loads[version], self._withdrawals[version]
         self._load_s.pop(version, None)
+        self._crew.model_bytes.pop(version, None)
         self._news.set()
 
     # ---- replicas --------------------------------------------------------------------------------------
@@ -166,7 +167,13 @@ class Plane:
         match event:
             case Ready(replica=replica, hello=hello):
                 self._load_s[hello.model, hello.version] = hello.load_s
-                self._happen("replica_ready", replica, version=hello.version, load_s=hello.load_s)
+                self._happen(
+                    "replica_ready",
+                    replica,
+                    version=hello.version,
+                    load_s=hello.load_s,
+                    model_bytes=hello.model_bytes,
+                )
             case Lost(process=process, replica=replica, cause=cause):
                 self._gateway.lose(process)
                 self._happen("replica_lost", replica, cause=cause)
@@ -197,8 +204,10 @@ class Plane:
             replicas=self._crew.replicas(),
             spares=self._crew.spares(),
             warm_up_s=self._crew.warm_up_s,
+            process_bytes=self._crew.process_bytes,
+            room_bytes=self._crew.room_bytes(),
             versions=tuple(
-                version_state(served, self._load_s.get(version))
+                version_state(served, self._load_s.get(version), self._crew.model_bytes.get(version))
                 for served in self._gateway.all()
                 if (version := (served.model, served.version)) not in self._withdrawals
             ),
@@ -208,8 +217,8 @@ class Plane:
         )
 
 
-def version_state(served: ServedModel, load_s: float | None) -> VersionState:
-    """How it is with a version, of which a replica took ``load_s`` to load last."""
+def version_state(served: ServedModel, load_s: float | None, model_bytes: int | None = None) -> VersionState:
+    """How it is with a version; of its replicas ``load_s`` and ``model_bytes`` are known."""
     metrics, gauges = served.metrics, served.gauges()
     return VersionState(
         model=served.model,
@@ -224,6 +233,7 @@ def version_state(served: ServedModel, load_s: float | None) -> VersionState:
         batch_times=metrics.batch_times(),
         max_rows=served.max_rows,
         load_s=load_s,
+        model_bytes=model_bytes,
     )
 
 

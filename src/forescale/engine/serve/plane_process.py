@@ -44,6 +44,9 @@ from forescale.profile.cores import cpu_shares
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia")
 _TRIM_S = 10.0
+_KEPT_BYTES = (
+    300_000_000  # controller, gateway, and what is in memory once for all replicas: measured, 250 MB
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,7 +182,7 @@ async def _trim(folder: Path, crew: Crew) -> None:
 async def _devices(number: int | None) -> tuple[Device, ...]:
     """This machine's devices. If there may be GPUs, a process of its own imports torch to find them."""
     if not _NVIDIA_DRIVER.exists():
-        return cpu_shares(number)
+        return cpu_shares(number, _KEPT_BYTES)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
         return await asyncio.get_running_loop().run_in_executor(other, _find_devices, number)
 

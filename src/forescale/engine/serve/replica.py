@@ -25,6 +25,7 @@ from forescale.core.errors import ForescaleError
 from forescale.engine.channel import Channel, Message
 from forescale.engine.serve.arrays import DTYPES, Array, pack, unpack
 from forescale.engine.serve.conformity import Misfit, conform, rows_of
+from forescale.engine.serve.footprint import Footprint, be_first_victim
 from forescale.engine.serve.formats import LoadedModel, Order, format_named
 from forescale.engine.serve.messages import (
     Beat,
@@ -65,10 +66,13 @@ def main(channel: Channel, device: Device, config: Mapping[str, Any]) -> None:
         import_module(module)
     limit_bytes = int(config.get("memory_limit_bytes") or device.memory_bytes)
     _limit_memory(device, limit_bytes)
+    be_first_victim()
     gc.collect()
     gc.freeze()  # what has been imported stays: no later collection looks through it
-    channel.send(Warm().to_header())
-    load = to_replica(_next(channel).header)
+    footprint = Footprint(device)
+    channel.send(Warm(process_bytes=footprint.process_bytes).to_header())
+    inbox = _Inbox(channel, footprint)
+    load = to_replica(inbox.next().header)
     if not isinstance(load, Load):
         return
     start_s = time.perf_counter()
@@ -84,15 +88,39 @@ def main(channel: Channel, device: Device, config: Mapping[str, Any]) -> None:
         signature=model.signature,
         max_rows=rows,
         load_s=time.perf_counter() - start_s,
+        model_bytes=footprint.model_bytes(),
     )
     channel.send(hello.to_header())
     channel.send(Credit(n=CREDITS).to_header())
-    _serve(channel, model, limit_bytes)
+    _serve(channel, model, limit_bytes, inbox)
 
 
-def _serve(channel: Channel, model: LoadedModel, limit_bytes: int) -> None:
+class _Inbox:
+    """What the gateway says; while it is read, the gateway is told that this process is there."""
+
+    def __init__(self, channel: Channel, footprint: Footprint) -> None:
+        self._channel = channel
+        self._footprint = footprint
+        self._told_s = time.monotonic()
+
+    def next(self) -> Message:
+        while True:
+            # Also between batches that follow each other: what the model takes may have grown.
+            if time.monotonic() - self._told_s >= BEAT_S:
+                self._tell()
+            message = self._channel.receive(timeout_s=BEAT_S)
+            if message is not None:
+                return message
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told_s = time.monotonic()
+        self._channel.send(Beat(model_bytes=self._footprint.model_bytes()).to_header())
+
+
+def _serve(channel: Channel, model: LoadedModel, limit_bytes: int, inbox: _Inbox) -> None:
     while True:
-        message = _next(channel)
+        message = inbox.next()
         asked = to_replica(message.header)
         match asked:
             case Run():
@@ -159,15 +187,6 @@ def _ready(load: Load, device: Device, factories: tuple[str, ...]) -> LoadedMode
     }
     run_rows(model, zeros)
     return model
-
-
-def _next(channel: Channel) -> Message:
-    """The gateway's next message; says every second that this process is there."""
-    while True:
-        message = channel.receive(timeout_s=BEAT_S)
-        if message is not None:
-            return message
-        channel.send(Beat().to_header())
 
 
 def _give_up(channel: Channel, error: BaseException) -> NoReturn:

@@ -259,3 +259,21 @@ def test_strangers_are_ignored() -> None:
     crew, _ = crew_of()
     crew.heard("nobody", Warm(), 1.0)
     assert crew.spares() == 0
+
+
+def test_what_a_model_takes_is_the_most_that_any_of_its_replicas_has_said() -> None:
+    crew, _, _ = serving()
+    crew.heard("replica-1", Beat(model_bytes=70), 2.0)
+    crew.heard("replica-1", Beat(model_bytes=50), 3.0)
+    assert crew.model_bytes == {("digits", "1"): 70}
+    crew.heard("replica-2", Beat(model_bytes=90), 3.0)  # a spare has no model
+    assert crew.model_bytes == {("digits", "1"): 70}
+
+
+def test_spares_take_of_the_memory_for_replicas() -> None:
+    device = replace(CPU, memory_bytes=1000)
+    crew, _ = crew_of(device, OTHER, rules=replace(RULES, spares=2))
+    crew.heard("replica-1", Warm(process_bytes=300), 1.0)
+    assert (crew.process_bytes, crew.room_bytes()) == (300, {"cpu0": 400})
+    crew.heard("replica-1", Warm(), 2.0)  # a process that cannot say it
+    assert crew.process_bytes == 300

@@ -32,13 +32,21 @@ SIGNATURE = Signature(
 )
 TENSORS = (Tensor(name="x", datatype="FP32", shape=(2, 3)),)
 SAID = [
-    Warm(),
-    Hello(model="m", version="1", replica="replica-1", signature=SIGNATURE, max_rows=8, load_s=0.5),
+    Warm(process_bytes=3),
+    Hello(
+        model="m",
+        version="1",
+        replica="replica-1",
+        signature=SIGNATURE,
+        max_rows=8,
+        load_s=0.5,
+        model_bytes=7,
+    ),
     Credit(n=2),
     Result(batch=7, seconds=0.25, outputs=TENSORS),
     Failed(error="it broke", failure="model", batch=7),
     Failed(error="no such file", failure="load"),
-    Beat(),
+    Beat(model_bytes=8),
 ]
 ASKED = [
     Load(model="m", version="1", format="pt2", path="m.pt2", options={"a": [1]}, signature=SIGNATURE),

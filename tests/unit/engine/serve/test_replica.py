@@ -7,13 +7,16 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
+from forescale.core.cluster import Device, DeviceKind
 from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.channel import Message
+from forescale.engine.serve import replica
 from forescale.engine.serve.arrays import Array, pack, unpack
 from forescale.engine.serve.conformity import Misfit, conform
+from forescale.engine.serve.footprint import Footprint
 from forescale.engine.serve.formats import LoadedModel
-from forescale.engine.serve.messages import Drain, Failed, FromReplica, Result, Run, from_replica
-from forescale.engine.serve.replica import _serve, run_rows
+from forescale.engine.serve.messages import Beat, Drain, Failed, FromReplica, Result, Run, from_replica
+from forescale.engine.serve.replica import _Inbox, _serve, run_rows
 
 SIGNATURE = Signature(
     inputs=(TensorSpec(name="x", datatype="FP32", shape=(None, 2)),),
@@ -25,6 +28,9 @@ class Wire:
     """Both ends of a channel: what is asked, in order, and what was said."""
 
     name = "replica-1"
+
+    def next(self) -> Message:
+        return self.receive()
 
     def __init__(self, asked: list[Message]) -> None:
         self._asked = asked
@@ -47,7 +53,7 @@ DRAIN = Message(sender="", header=Drain().to_header(), frames=())
 
 def answers(run: Callable, *batches: Message, **limits: int) -> list[tuple[FromReplica | None, list]]:
     wire = Wire([*batches, DRAIN])
-    _serve(wire, LoadedModel(signature=SIGNATURE, run=run, **limits), limit_bytes=1 << 40)  # type: ignore[arg-type]
+    _serve(wire, LoadedModel(signature=SIGNATURE, run=run, **limits), limit_bytes=1 << 40, inbox=wire)  # type: ignore[arg-type]
     return wire.said
 
 
@@ -136,5 +142,30 @@ def test_a_replica_that_holds_its_memory_after_failing_ends() -> None:
     wire = Wire([batch(1, x=points(1)), DRAIN])
     model = LoadedModel(signature=SIGNATURE, run=raises(MemoryError()))
     with pytest.raises(SystemExit, match="almost all of the memory"):
-        _serve(wire, model, limit_bytes=1)  # type: ignore[arg-type]
+        _serve(wire, model, limit_bytes=1, inbox=wire)  # type: ignore[arg-type]
     assert len(wire.said) == 1
+
+
+CPU = Device(name="cpu0", kind=DeviceKind.CPU, memory_bytes=0)
+
+
+def test_what_a_model_takes_is_the_most_that_it_ever_took() -> None:
+    footprint = Footprint(CPU)
+    assert footprint.process_bytes > 0
+    before_bytes = footprint.model_bytes()
+    taken = np.ones(100_000_000, np.int8)
+    most_bytes = footprint.model_bytes()
+    assert most_bytes >= taken.nbytes - 10_000_000
+    assert most_bytes > before_bytes
+    del taken
+    assert footprint.model_bytes() == pytest.approx(most_bytes, rel=0.1)
+
+
+def test_a_replica_that_never_rests_says_what_it_takes_nevertheless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replica, "BEAT_S", 0.0)
+    wire = Wire([DRAIN])
+    footprint = Footprint(CPU)
+    assert _Inbox(wire, footprint).next() is DRAIN  # type: ignore[arg-type]
+    ((beat, _),) = wire.said
+    assert isinstance(beat, Beat)
+    assert beat.model_bytes <= footprint.model_bytes()

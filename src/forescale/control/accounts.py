@@ -1,0 +1,66 @@
+"""What is known of memory: measured where a version has had a replica, else guessed from its file's size."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from forescale.control.memory import Memory, Version, guessed_bytes, refusal
+from forescale.core.errors import NoRoom
+from forescale.engine.serve.orders import PlaneState
+from forescale.registry.records import DeploymentSpec
+from forescale.registry.registry import Registry
+
+
+class Accounts:
+    """Use it in the thread of its event loop."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._file_bytes: dict[Version, int] = {}
+
+    async def learn(self, versions: Iterable[Version]) -> None:
+        """Read how large the files of versions are, before anything is decided about these.
+
+        Raises:
+            RegistryFailed: that cannot be read.
+        """
+        unknown = set(versions) - self._file_bytes.keys()
+        if unknown:
+            self._file_bytes |= await asyncio.to_thread(self._registry.file_bytes, unknown)
+
+    def memory(self, seen: PlaneState) -> Memory:
+        """Of a data plane's devices, and what versions take of it."""
+        measured = {
+            (version.model, int(version.version)): version.model_bytes
+            for version in seen.versions
+            if version.model_bytes is not None
+        }
+        guessed = {version: guessed_bytes(size_bytes) for version, size_bytes in self._file_bytes.items()}
+        return Memory(
+            room_bytes=seen.room_bytes,
+            process_bytes=seen.process_bytes,
+            model_bytes={**guessed, **measured},
+            measured=frozenset(measured),
+        )
+
+    async def check(self, spec: DeploymentSpec, seen: PlaneState) -> None:
+        """Whether the pool can hold a deployment beside what the others have at least.
+
+        Raises:
+            NoRoom: it cannot; the message says what is missing.
+            RegistryFailed: what is deployed cannot be read.
+        """
+        found = await asyncio.to_thread(self._registry.deployments)
+        others = {each.spec.model: each.spec for each in found}
+        before = others.pop(spec.model, None)
+        if before and before.number == spec.number and before.min_replicas >= spec.min_replicas:
+            return  # it asks for no more than it has
+        version = spec.model, spec.number
+        least = {(each.model, each.number): each.min_replicas for each in others.values()}
+        await self.learn((version, *least))
+        if not seen.devices:
+            return  # they are not known yet
+        reason = refusal(version, max(1, spec.min_replicas), least, seen.devices, self.memory(seen))
+        if reason is not None:
+            raise NoRoom(reason)
