@@ -184,7 +184,7 @@ class Client(RolloutRequests):
         """Take an alias away."""
         return self._ask("DELETE", self._alias(model, alias))
 
-    def deploy(
+    def deploy(  # noqa: PLR0913 - what a deployment says, each by its name
         self,
         model: str,
         version: int | str,
@@ -193,6 +193,10 @@ class Client(RolloutRequests):
         max_replicas: int | None = None,
         latency_ms: float | None = None,
         priority: int = 10,
+        max_batch: int | None = None,
+        max_wait_ms: float | None = None,
+        timeout_s: float | None = None,
+        queue: int | None = None,
     ) -> Object:
         """Ask for a version to be served; the deployment, with its ``state``.
 
@@ -201,6 +205,10 @@ class Client(RolloutRequests):
             max_replicas: None: as many as at least, and at least one.
             latency_ms: in which requests are to be answered.
             priority: class, from 1 (first) on, in which models get replicas when there is no room for all.
+            max_batch: most rows of a request and of a batch; None: 32.
+            max_wait_ms: how long a batch waits for more rows though a replica is free; None: not at all.
+            timeout_s: after which requests that name no time are refused; None: 30.
+            queue: most requests that wait; None: 10,000.
         """
         wanted = {
             "version": version,
@@ -208,6 +216,10 @@ class Client(RolloutRequests):
             "max_replicas": max_replicas,
             "latency_ms": latency_ms,
             "priority": priority,
+            "max_batch": max_batch,
+            "max_wait_ms": max_wait_ms,
+            "timeout_s": timeout_s,
+            "queue": queue,
         }
         return self._ask("PUT", f"/deployments/{_quoted(model)}", params={"by": self._user}, json=wanted)
 

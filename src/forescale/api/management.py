@@ -123,6 +123,10 @@ class NewDeployment(Strict):
     max_replicas: int | None = Field(default=None, ge=1, le=_MOST_REPLICAS)
     latency_ms: float | None = Field(default=None, gt=0.0)
     priority: int = Field(default=10, ge=1, le=LAST_PRIORITY)
+    max_batch: int | None = Field(default=None, ge=1)
+    max_wait_ms: float | None = Field(default=None, ge=0.0)
+    timeout_s: float | None = Field(default=None, gt=0.0)
+    queue: int | None = Field(default=None, ge=1)
 
     def spec(self, model: str, number: int) -> DeploymentSpec:
         """The deployment of that version.
@@ -137,6 +141,10 @@ class NewDeployment(Strict):
             max_replicas=self.max_replicas or max(self.min_replicas, 1),
             latency_s=None if self.latency_ms is None else self.latency_ms / 1e3,
             priority=self.priority,
+            max_batch=self.max_batch,
+            max_wait_s=None if self.max_wait_ms is None else self.max_wait_ms / 1e3,
+            timeout_s=self.timeout_s,
+            queue=self.queue,
         )
 
 
@@ -367,6 +375,10 @@ class _Routes:
             "max_replicas": spec.max_replicas,
             "latency_ms": spec.latency_s and spec.latency_s * 1e3,
             "priority": spec.priority,
+            "max_batch": spec.max_batch,
+            "max_wait_ms": spec.max_wait_s and spec.max_wait_s * 1e3,
+            "timeout_s": spec.timeout_s,
+            "queue": spec.queue,
             "deployed_at_s": deployment.deployed_at_s,
             "deployed_by": deployment.deployed_by,
             "previous_version": deployment.previous,

@@ -41,9 +41,36 @@ Priority = Annotated[
         help="Class, from 1 (first) on, in which models get replicas when there is no room for all.",
     ),
 ]
+MaxBatch = Annotated[
+    int | None,
+    typer.Option(
+        "--max-batch", min=1, metavar="N", help="Most rows of a request and of a batch. Default: 32."
+    ),
+]
+MaxWait = Annotated[
+    float | None,
+    typer.Option(
+        "--max-wait-ms",
+        min=0.0,
+        metavar="MS",
+        help="How long a batch waits for more rows though a replica is free. Default: not at all.",
+    ),
+]
+RequestTimeout = Annotated[
+    float | None,
+    typer.Option(
+        "--timeout-s",
+        min=0.001,
+        metavar="S",
+        help="When requests that name no time are refused. Default: 30.",
+    ),
+]
+Queue = Annotated[
+    int | None, typer.Option("--queue", min=1, metavar="N", help="Most requests that wait. Default: 10000.")
+]
 Wait = Annotated[bool, typer.Option("--wait", help="Return when it serves, or say why it cannot.")]
 Timeout = Annotated[
-    float, typer.Option("--timeout-s", min=0.1, metavar="S", help="Longest wait of --wait, in seconds.")
+    float, typer.Option("--wait-s", min=0.1, metavar="S", help="Longest wait of --wait, in seconds.")
 ]
 Watch = Annotated[bool, typer.Option("--watch", help="Keep showing it, until Ctrl-C.")]
 
@@ -55,6 +82,10 @@ def deploy(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatu
     max: Most = None,  # noqa: A002
     latency_ms: Latency = None,
     priority: Priority = 10,
+    max_batch: MaxBatch = None,
+    max_wait_ms: MaxWait = None,
+    timeout_s: RequestTimeout = None,
+    queue: Queue = None,
     canary: rollouts.Canary = None,
     shadow: rollouts.Shadow = None,
     blue_green: rollouts.BlueGreen = False,
@@ -67,7 +98,7 @@ def deploy(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatu
     check: rollouts.CheckName = None,
     manual: rollouts.Manual = False,
     wait: Wait = False,
-    timeout_s: Timeout = 300.0,
+    wait_s: Timeout = 300.0,
     url: options.Url = None,
     json: options.Json = False,
 ) -> None:
@@ -82,7 +113,7 @@ def deploy(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatu
                 name,
                 version,
                 rollout,
-                wait_s=timeout_s if wait else None,
+                wait_s=wait_s if wait else None,
                 json=json,
                 stage_s=stage_s,
                 proof_s=proof_s,
@@ -95,13 +126,22 @@ def deploy(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatu
             )
             return
         deployment = client.deploy(
-            name, version, min_replicas=min, max_replicas=max, latency_ms=latency_ms, priority=priority
+            name,
+            version,
+            min_replicas=min,
+            max_replicas=max,
+            latency_ms=latency_ms,
+            priority=priority,
+            max_batch=max_batch,
+            max_wait_ms=max_wait_ms,
+            timeout_s=timeout_s,
+            queue=queue,
         )
         label = f"{name}@{deployment['version']}"
         if wait:
             with spinner() as say:
                 said = ""
-                for deployment in client.wait(name, timeout_s):
+                for deployment in client.wait(name, wait_s):
                     if said != (said := f"{label}: {_progress(deployment)}"):
                         say(said)
     if json:

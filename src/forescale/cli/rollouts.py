@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from forescale.api.client import Client
 
 _PANEL = "A new version beside the old one"
-_GOES_WITH = {"ctx", "model", "wait", "wait_s", "timeout_s", "url", "json"}
+_GOES_WITH = {"ctx", "model", "wait", "wait_s", "url", "json"}
 
 Canary = Annotated[
     str | None,

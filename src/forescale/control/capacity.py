@@ -18,13 +18,29 @@ def rows_per_s(times: BatchTimes, most_rows: int, latency_s: float) -> float | N
     """
     if not times:
         return None
+    in_time = [rows / taken_s for rows, taken_s in _in_time(times, most_rows, latency_s)]
+    return max(in_time, default=1.0 / _seconds(_mended(times), 1.0))
+
+
+def rows_in_time(times: BatchTimes, most_rows: int, latency_s: float) -> int | None:
+    """Rows of the largest batch of which two fit in the latency, 1 at least; None if nothing was measured."""
+    if not times:
+        return None
+    return max((rows for rows, _ in _in_time(times, most_rows, latency_s)), default=1)
+
+
+def _in_time(times: BatchTimes, most_rows: int, latency_s: float) -> Iterator[tuple[int, float]]:
+    for rows, taken_s in _curve(_mended(times), most_rows):
+        if 2.0 * taken_s <= latency_s:
+            yield rows, taken_s
+
+
+def _mended(times: BatchTimes) -> BatchTimes:
     # A larger batch takes no less: what says so was measured when something else was in the way.
-    times = [(rows, min(each_s for _, each_s in times[place:])) for place, (rows, _) in enumerate(times)]
-    in_time = [rows / taken_s for rows, taken_s in _curve(times, most_rows) if 2.0 * taken_s <= latency_s]
-    return max(in_time, default=1.0 / _seconds(times, 1.0))
+    return [(rows, min(each_s for _, each_s in times[place:])) for place, (rows, _) in enumerate(times)]
 
 
-def _curve(times: BatchTimes, most_rows: int) -> Iterator[tuple[float, float]]:
+def _curve(times: BatchTimes, most_rows: int) -> Iterator[tuple[int, float]]:
     rows = 1
     while rows < most_rows:
         yield rows, _seconds(times, rows)

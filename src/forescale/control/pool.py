@@ -37,7 +37,7 @@ from forescale.engine.serve.messages import Load
 from forescale.engine.serve.plane import within
 from forescale.engine.serve.roster import Replica as PlaneReplica
 from forescale.engine.serve.roster import State
-from forescale.registry.records import Deployment, DeploymentSpec, Happening
+from forescale.registry.records import MOST_ROWS, Deployment, DeploymentSpec, Happening
 from forescale.registry.registry import Registry
 from forescale.registry.rollout import Rollout
 
@@ -233,6 +233,7 @@ class Pool:
         self._memory = self._accounts.memory(self._seen)
         for happening in await self._scaler.decide(self._wanted, self._seen, now_s, self._memory):
             self._diary.put(happening)
+        steered = self._scaler.steer(self._wanted, self._seen)
         counts = self._scaler.counts()
         for model, rollout in self._running.items():
             error = self._error_of((model, rollout.spec.number))
@@ -241,7 +242,7 @@ class Pool:
         commands = step(self._wanted, observed, counts, self._running)
         self._short = {command.version: command for command in commands if isinstance(command, Short)}
         self._tell()
-        return [order for command in commands for order in self._order(command)]
+        return [*(order for command in commands for order in self._order(command)), *steered]
 
     async def _refresh(self) -> None:
         try:
@@ -312,6 +313,7 @@ class Pool:
                 path=str(path),
                 options=found.options,
                 signature=found.signature,
+                max_rows=MOST_ROWS,
                 trust=self._trust,
             )
         self._preparing.remove(version)

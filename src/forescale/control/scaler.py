@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
+from forescale.control.batching import queue_policy
 from forescale.control.memory import Budget, Memory, Version
 from forescale.control.scaling import Load, Scale, ScalingRules, ScalingState, step
-from forescale.engine.serve.orders import PlaneState, VersionState
+from forescale.engine.serve.orders import PlaneState, Steer, VersionState
+from forescale.engine.serve.policy import QueuePolicy
 from forescale.engine.serve.roster import State
 from forescale.registry.records import DeploymentSpec, Happening
 
@@ -24,6 +26,7 @@ class Scaler:
     def __init__(self, rules: ScalingRules | None = None) -> None:
         self._rules = rules or ScalingRules()
         self._state = ScalingState()
+        self._policies: dict[str, tuple[DeploymentSpec, int | None, QueuePolicy]] = {}
 
     async def decide(
         self,
@@ -49,6 +52,27 @@ class Scaler:
             )
             for decision in decisions
         )
+
+    def policy(self, spec: DeploymentSpec) -> QueuePolicy:
+        """How the requests to a deployed version are to be queued now."""
+        scale = self._state.models.get(spec.model)
+        batch_rows = scale and scale.batch_rows
+        known = self._policies.get(spec.model)
+        if known is None or known[:2] != (spec, batch_rows):
+            known = self._policies[spec.model] = (spec, batch_rows, queue_policy(spec, batch_rows))
+        return known[2]
+
+    def steer(self, wanted: Sequence[DeploymentSpec], seen: PlaneState) -> Iterator[Steer]:
+        """What was measured, or deployed again, may call for other batches."""
+        deployed = {spec.model: spec for spec in wanted}
+        for version in seen.versions:
+            spec = deployed.get(version.model)
+            if spec is None:
+                continue
+            # What was measured is of the deployed version; another one may be slower.
+            policy = self.policy(spec) if version.version == str(spec.number) else queue_policy(spec)
+            if policy != version.policy:
+                yield Steer(model=version.model, version=version.version, policy=policy)
 
     def counts(self) -> Mapping[str, int]:
         """Replicas that each model is to have."""

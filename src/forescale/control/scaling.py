@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, inf, isnan, nan
 
-from forescale.control.capacity import BatchTimes, rows_per_s
+from forescale.control.capacity import BatchTimes, rows_in_time, rows_per_s
 from forescale.control.demand import STEP_S, DemandForecast
 from forescale.control.memory import Budget, size
 from forescale.registry.records import DeploymentSpec
@@ -82,6 +82,7 @@ class Scale:
         likely_per_s: what they may as well exceed as not while a replica starts; NaN: not forecast.
         peak_per_s: what they stay below then, most probably; NaN: not forecast.
         capacity_per_s: rows of one replica at the latency target; None: not measured.
+        batch_rows: of the largest batch that is answered in time; None: not measured, or no time is set.
         lead_s: how far ahead the forecast looks.
         needs: when how many replicas were needed: those that nothing since has surpassed.
         active_s: when something was asked last.
@@ -95,6 +96,7 @@ class Scale:
     likely_per_s: float = nan
     peak_per_s: float = nan
     capacity_per_s: float | None = None
+    batch_rows: int | None = None
     lead_s: float = 0.0
     arrived_rows: int | None = None
     needs: tuple[tuple[float, int], ...] = ()
@@ -179,7 +181,7 @@ def _counted(state: ScalingState, loads: Sequence[Load], now_s: float, rules: Sc
     if rules.level is not None and scaled:
         forecast = forecast.taken_in(rates_per_s)
         peaks_per_s = forecast.peaks_per_s(leads_s, sorted((_LIKELY, rules.level)))
-    models = dict(state.models)
+    models = {load.spec.model: _batched(state.models[load.spec.model], load) for load in loads}
     for name, load in scaled.items():
         scale = models[name]
         latency_s = load.spec.latency_s or rules.latency_s
@@ -196,6 +198,12 @@ def _counted(state: ScalingState, loads: Sequence[Load], now_s: float, rules: Sc
             active_s=now_s if rates_per_s[name] > 0.0 else scale.active_s,
         )
     return ScalingState(models=models, forecast=forecast, taken_s=now_s)
+
+
+def _batched(scale: Scale, load: Load) -> Scale:
+    latency_s = load.spec.latency_s
+    rows = None if latency_s is None else rows_in_time(load.batch_times, load.max_rows, latency_s)
+    return scale if rows == scale.batch_rows else replace(scale, batch_rows=rows)
 
 
 def _rate_per_s(scale: Scale, load: Load, elapsed_s: float) -> float:

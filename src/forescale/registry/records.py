@@ -14,6 +14,10 @@ from forescale.core.signature import Signature
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _TEXT_LIMIT = 200
 LAST_PRIORITY = 1000
+MOST_ROWS = 4096
+"""Of a batch."""
+
+_LONGEST_WAIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,10 @@ class DeploymentSpec:
     Attributes:
         latency_s: in which requests are to be answered; None: nobody said.
         priority: class, from 1 (first) on, in which models get replicas when there is no room for all.
+        max_batch: most rows of a request and of a batch; None: nobody said, as with those below.
+        max_wait_s: how long a batch that is not full waits for more though a replica is free.
+        timeout_s: after which requests that name no time are refused.
+        queue: most requests that wait.
 
     Raises:
         InvalidInput: the numbers of replicas contradict each other, or a figure is out of range.
@@ -83,6 +91,10 @@ class DeploymentSpec:
     max_replicas: int = 1
     latency_s: float | None = None
     priority: int = 10
+    max_batch: int | None = None
+    max_wait_s: float | None = None
+    timeout_s: float | None = None
+    queue: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
@@ -94,6 +106,17 @@ class DeploymentSpec:
             raise InvalidInput(f"{self.model}: a latency of {self.latency_s} s is not possible")
         if not 1 <= self.priority <= LAST_PRIORITY:
             raise InvalidInput(f"{self.model}: priorities go from 1 (first) to {LAST_PRIORITY}")
+        self._check_queue()
+
+    def _check_queue(self) -> None:
+        if self.max_batch is not None and not 1 <= self.max_batch <= MOST_ROWS:
+            raise InvalidInput(f"{self.model}: batches have from 1 to {MOST_ROWS} rows, not {self.max_batch}")
+        if self.max_wait_s is not None and not 0.0 <= self.max_wait_s <= _LONGEST_WAIT_S:
+            raise InvalidInput(f"{self.model}: a batch waits from 0 to {_LONGEST_WAIT_S:g} s")
+        if self.timeout_s is not None and not 0.0 < self.timeout_s < math.inf:
+            raise InvalidInput(f"{self.model}: a timeout of {self.timeout_s} s is not possible")
+        if self.queue is not None and self.queue < 1:
+            raise InvalidInput(f"{self.model}: a queue holds 1 request or more, not {self.queue}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -218,6 +218,10 @@ class Registry:
             "max_replicas": spec.max_replicas,
             "latency_s": spec.latency_s,
             "priority": spec.priority,
+            "max_batch": spec.max_batch,
+            "max_wait_s": spec.max_wait_s,
+            "timeout_s": spec.timeout_s,
+            "queue": spec.queue,
         }
         with self._database.writing() as connection:
             _find(connection, spec.model, spec.number)
@@ -354,6 +358,10 @@ def _deployment(row: Row[Any]) -> Deployment:
         max_replicas=row.max_replicas,
         latency_s=row.latency_s,
         priority=row.priority,
+        max_batch=row.max_batch,
+        max_wait_s=row.max_wait_s,
+        timeout_s=row.timeout_s,
+        queue=row.queue,
     )
     return Deployment(
         spec=spec, deployed_at_s=row.deployed_at_s, deployed_by=row.deployed_by, previous=row.previous

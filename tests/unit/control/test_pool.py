@@ -49,6 +49,11 @@ class Served:
         self.registry.deploy(spec, by="ada")
         self.pool.look_again()
 
+    def change(self, **queueing: float) -> None:
+        """Deploy digits once more, with other rules for its queue."""
+        self.registry.deploy(DeploymentSpec(model="digits", number=1, **queueing), by="ada")  # pyright: ignore[reportArgumentType]
+        self.pool.look_again()
+
     def status(self, model: str = "digits") -> dict[str, Any]:
         found = next(d for d in self.registry.deployments() if d.spec.model == model)
         return self.pool.status(found)
@@ -94,6 +99,22 @@ async def pool_of(registry: Registry, *, deaf: bool = False, memory_bytes: int =
             with contextlib.suppress(asyncio.CancelledError):
                 await running
             registry.close()
+
+
+def test_rules_of_a_queue_hold_while_it_is_served(registry: Registry) -> None:
+    async def scenario() -> None:
+        async with pool_of(registry) as served:
+            served.change(timeout_s=5.0)
+            await served.until(lambda: served.state() == "serving")
+            digits = served.gateway.find("digits")
+            await served.until(lambda: digits.policy.timeout_s == 5.0)
+            served.change(max_batch=128)
+            await served.until(lambda: digits.policy.timeout_s == 30.0)
+            assert digits.policy.max_rows == 128
+            assert served.gateway.find("digits") is digits
+            assert served.loads() == ["digits@1"]
+
+    asyncio.run(scenario())
 
 
 def test_a_deployment_is_served_replaced_and_ended(registry: Registry) -> None:

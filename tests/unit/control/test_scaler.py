@@ -100,6 +100,26 @@ def test_a_model_sleeps_and_its_first_request_wakes_it() -> None:
     asyncio.run(test())
 
 
+def test_the_latency_bounds_the_rows_of_a_batch_as_soon_as_they_are_measured() -> None:
+    async def test() -> None:
+        gateway = Gateway(FakeLink(), clock=SteadyClock())
+        plane = Seats(gateway)
+        scaler = Scaler(ScalingRules(level=None))
+        spec = DeploymentSpec(model="m", number=1, latency_s=0.1, timeout_s=3.0)
+        served = gateway.serve("m", "1", DOUBLING)
+        await scaler.decide([spec], plane.seen(), 0.0)
+        assert (scaler.policy(spec).timeout_s, scaler.policy(spec).batch_rows) == (3.0, None)
+        served.metrics.note_batch(1, 0.01)
+        served.metrics.note_batch(4, 0.04)
+        await scaler.decide([spec], plane.seen(), 1.0)
+        assert scaler.policy(spec).batch_rows == 4
+        spec = DeploymentSpec(model="m", number=1)
+        await scaler.decide([spec], plane.seen(), 2.0)
+        assert (scaler.policy(spec).timeout_s, scaler.policy(spec).batch_rows) == (30.0, None)
+
+    asyncio.run(test())
+
+
 def test_without_a_spare_the_forecast_looks_further_ahead() -> None:
     async def test() -> None:
         gateway = Gateway(FakeLink(), clock=SteadyClock())

@@ -215,7 +215,10 @@ def test_a_deployment_replaces_the_one_before(open_registry: Open, file: Path) -
     for _ in range(2):
         add(registry, file)
     registry.deploy(DeploymentSpec(model="digits", number=1), by="ada")
-    newer = registry.deploy(DeploymentSpec(model="digits", number=2, max_replicas=3), by="bob")
+    spec = DeploymentSpec(
+        model="digits", number=2, max_replicas=3, max_batch=8, max_wait_s=0.01, timeout_s=2.0, queue=50
+    )
+    newer = registry.deploy(spec, by="bob")
     registry.close()
     again = open_registry()
     assert again.deployments() == (newer,)

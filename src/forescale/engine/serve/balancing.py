@@ -58,7 +58,8 @@ class ReplicaLoad:
 
     Attributes:
         credits: batches that it may be given now.
-        max_rows: most rows of a batch.
+        max_rows: most rows that it takes in a batch.
+        batch_rows: most rows that it is given in one.
         in_flight: batches it was given and has not answered, with their rows, in order.
         draining: whether it gets no more batches.
         observed_s: when it last answered.
@@ -66,7 +67,7 @@ class ReplicaLoad:
 
     def __init__(self, name: str, *, max_rows: int) -> None:
         self.name = name
-        self.max_rows = max_rows
+        self.max_rows = self.batch_rows = max_rows
         self.credits = 0
         self.in_flight: dict[int, int] = {}
         self.draining = False
@@ -201,16 +202,16 @@ class PredictedCompletion:
             if rows <= 0:
                 return None
             end_s, best = min(
-                ((free_s[r.name] + r.service.predict_s(min(rows, r.max_rows)), r) for r in usable),
+                ((free_s[r.name] + r.service.predict_s(min(rows, r.batch_rows)), r) for r in usable),
                 key=lambda pair: pair[0],
             )
             if best.name in ready:
                 return best
             free_s[best.name] = end_s
-            rows -= best.max_rows
+            rows -= best.batch_rows
         return min(
             (replica for replica in usable if replica.name in ready),
-            key=lambda replica: replica.service.predict_s(replica.max_rows),
+            key=lambda replica: replica.service.predict_s(replica.batch_rows),
         )
 
 

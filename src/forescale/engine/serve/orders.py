@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from forescale.engine.serve.messages import Load
-from forescale.engine.serve.queues import QueuePolicy
+from forescale.engine.serve.policy import QueuePolicy
 from forescale.engine.serve.roster import Replica
 from forescale.engine.serve.routing import Route
 
@@ -52,6 +52,16 @@ class StopReplica:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Steer:
+    """Queue the requests to a served version in another way from now on."""
+
+    model: str
+    version: str
+    policy: QueuePolicy
+    kind: Literal["steer"] = "steer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SetRoute:
     """Decide which version answers requests that name none; all that the route names are served."""
 
@@ -76,7 +86,7 @@ class End:
     kind: Literal["end"] = "end"
 
 
-Command = Serve | StartReplica | StopReplica | SetRoute | Withdraw | End
+Command = Serve | StartReplica | StopReplica | Steer | SetRoute | Withdraw | End
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +102,7 @@ class VersionState:
         in_flight: requests that replicas have.
         batch_times: mean rows and seconds of the latest batches, by size; ascending.
         max_rows: most rows of a batch.
+        policy: how its requests are queued.
         load_s: what a replica took to load it last; None: none has.
         model_bytes: most memory that it has taken in a replica; None: not known.
     """
@@ -107,6 +118,7 @@ class VersionState:
     in_flight: int
     batch_times: tuple[tuple[float, float], ...]
     max_rows: int
+    policy: QueuePolicy = field(default_factory=QueuePolicy)
     load_s: float | None = None
     model_bytes: int | None = None
 

@@ -28,10 +28,12 @@ from forescale.engine.serve.orders import (
     Serve,
     SetRoute,
     StartReplica,
+    Steer,
     StopReplica,
     VersionState,
     Withdraw,
 )
+from forescale.engine.serve.policy import QueuePolicy
 from forescale.engine.serve.roster import CrewEvent, Ended, Lost, Ready, State
 from forescale.engine.serve.served import ServedModel
 
@@ -104,32 +106,40 @@ class Plane:
         now_s = self._clock.monotonic_s()
         match command:
             case Serve(load=load, policy=policy):
-                version = load.model, load.version
-                if version not in self._loads and load.signature is not None:
-                    self._loads[version] = load
-                    self._gateway.serve(*version, load.signature, policy)
+                self._serve(load, policy)
             case StartReplica(model=model, version=number, device=device):
                 version = model, number
                 if version in self._loads and version not in self._withdrawals:
                     self._crew.place(self._loads[version], device, now_s)
             case StopReplica(name=name):
                 self._stop(name)
+            case Steer(model=model, version=number, policy=policy):
+                if (model, number) in self._loads:
+                    self._gateway.find(model, number).steer(policy)
             case SetRoute(model=model, route=route):
                 self._gateway.set_route(model, route)
             case Withdraw(model=model, version=number):
-                version = model, number
-                if version in self._loads and version not in self._withdrawals:
-                    self._withdrawals[version] = asyncio.create_task(self._withdraw(version))
+                self._begin_withdrawal((model, number))
             case End():
                 self.ending.set()
             case _:
                 assert_never(command)
+
+    def _serve(self, load: Load, policy: QueuePolicy) -> None:
+        version = load.model, load.version
+        if version not in self._loads and load.signature is not None:
+            self._loads[version] = load
+            self._gateway.serve(*version, load.signature, policy)
 
     def _stop(self, name: str) -> None:
         if any(replica.name == name for replica in self._crew.replicas()):
             process = self._crew.remove(name, self._clock.monotonic_s())
             if process is not None:
                 self._gateway.drain(process)
+
+    def _begin_withdrawal(self, version: Version) -> None:
+        if version in self._loads and version not in self._withdrawals:
+            self._withdrawals[version] = asyncio.create_task(self._withdraw(version))
 
     async def _withdraw(self, version: Version) -> None:
         if self._gateway.find(*version).gauges().waiting and not any(
@@ -232,6 +242,7 @@ def version_state(served: ServedModel, load_s: float | None, model_bytes: int | 
         in_flight=gauges.in_flight,
         batch_times=metrics.batch_times(),
         max_rows=served.max_rows,
+        policy=served.policy,
         load_s=load_s,
         model_bytes=model_bytes,
     )

@@ -13,36 +13,14 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
+
+from forescale.engine.serve.policy import QueuePolicy
 
 T = TypeVar("T")
 
 _SLACK = 64  # stale entries that a heap may hold before it is worth rebuilding
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueuePolicy:
-    """How the requests to a model are queued.
-
-    Attributes:
-        max_rows: most rows of a batch; a replica that takes fewer gets fewer.
-        max_wait_s: how long a batch that is not full waits for more requests though a replica is free.
-        max_requests: most requests that wait; more are refused.
-        max_waiting_bytes: the same, by the size of their tensors.
-        priority: class, from 1 (first) on, of requests that name none.
-        timeout_s: seconds after which a request that names no time is refused.
-        weights: share of a flow against others of its class; 1 for those not named.
-    """
-
-    max_rows: int = 32
-    max_wait_s: float = 0.0
-    max_requests: int = 10_000
-    max_waiting_bytes: int = 1 << 30
-    priority: int = 10
-    timeout_s: float = 30.0
-    weights: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 class Entry(Generic[T]):
@@ -252,7 +230,7 @@ class ModelQueue(Generic[T]):
         """When the next batch may leave: at once if it is full; infinity if nothing waits."""
         if not self.requests:
             return math.inf
-        if self.policy.max_wait_s <= 0 or self.rows >= self.policy.max_rows:
+        if self.policy.max_wait_s <= 0 or self.rows >= self.policy.full_rows:
             return -math.inf
         for priority in self._order:
             head = self._classes[priority].first()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import structlog
@@ -17,7 +17,6 @@ from forescale.core.errors import (
     ModelFailed,
     NotServed,
     PeerGone,
-    RequestFailed,
     TooBusy,
 )
 from forescale.core.signature import Signature
@@ -25,12 +24,13 @@ from forescale.engine.channel import Frame
 from forescale.engine.serve.arrays import Array, pack, unpack
 from forescale.engine.serve.balancing import Balancing, ReplicaLoad
 from forescale.engine.serve.conformity import check_outputs
+from forescale.engine.serve.jobs import Job, Outputs, refuse
 from forescale.engine.serve.messages import Failed, Header, Hello, Result, Run
 from forescale.engine.serve.metrics import Gauges, ModelMetrics
-from forescale.engine.serve.queues import Entry, ModelQueue, QueuePolicy
+from forescale.engine.serve.policy import QueuePolicy
+from forescale.engine.serve.queues import Entry, ModelQueue
 from forescale.engine.serve.requests import InferRequest
 
-Outputs = Mapping[str, Array]
 Send = Callable[[str, Header, Sequence[Frame]], None]
 
 LEAD_S = 0.002
@@ -41,19 +41,7 @@ _PROBE_S = 1.0  # a prediction is tried again when it is that old
 _PATROL_S = 0.25  # how often requests that replicas have are looked at for being late
 
 
-class _Job:
-    """A request and who waits for its answer."""
-
-    __slots__ = ("alone", "answer", "losses", "request")
-
-    def __init__(self, request: InferRequest, answer: asyncio.Future[Outputs]) -> None:
-        self.request = request
-        self.answer = answer
-        self.losses = 0
-        self.alone = False
-
-
-_Entry = Entry[_Job]
+_Entry = Entry[Job]
 
 
 class ServedModel:
@@ -85,7 +73,7 @@ class ServedModel:
         self.policy = policy
         self.metrics = ModelMetrics()
         self.replicas: dict[str, ReplicaLoad] = {}
-        self._queue: ModelQueue[_Job] = ModelQueue(policy)
+        self._queue: ModelQueue[Job] = ModelQueue(policy)
         self._send = send
         self._balancing = balancing
         self._clock = clock
@@ -94,7 +82,7 @@ class ServedModel:
         self._batches: dict[int, list[_Entry]] = {}
         self._numbers = itertools.count(1)
         self._names = tuple(spec.name for spec in signature.inputs)
-        self.max_rows = self._most_rows()
+        self._agree_on_rows()
         self._dispatching = False
         self._wake: asyncio.TimerHandle | None = None
         self._wake_s = math.inf
@@ -128,7 +116,7 @@ class ServedModel:
         timeout_s = self.policy.timeout_s if request.timeout_s is None else request.timeout_s
         answer: asyncio.Future[Outputs] = self._loop.create_future()
         entry = Entry(
-            _Job(request, answer),
+            Job(request, answer),
             rows=request.rows,
             arrived_s=arrived_s,
             deadline_s=arrived_s + timeout_s,
@@ -161,11 +149,17 @@ class ServedModel:
         self.metrics.latency_s.observe(self._clock.monotonic_s() - arrived_s)
         return outputs
 
+    def steer(self, policy: QueuePolicy) -> None:
+        """From now on, requests are queued in this way; those that wait keep their time and place."""
+        self.policy = self._queue.policy = policy
+        self._agree_on_rows()
+        self._dispatch_soon()
+
     def join(self, hello: Hello) -> None:
         """A replica is ready; it takes batches when it has said for how many it has room."""
         self.lose(hello.replica)
         self.replicas[hello.replica] = ReplicaLoad(hello.replica, max_rows=hello.max_rows)
-        self.max_rows = self._most_rows()
+        self._agree_on_rows()
 
     def credit(self, replica: str, batches: int) -> None:
         self.replicas[replica].credits += batches
@@ -182,7 +176,7 @@ class ServedModel:
         gone = self.replicas.pop(replica, None)
         if gone is None:
             return
-        self.max_rows = self._most_rows()
+        self._agree_on_rows()
         for place, number in enumerate(gone.in_flight):
             for entry in self._batches.pop(number):
                 entry.item.losses += place == 0  # batches behind it had not begun
@@ -201,7 +195,7 @@ class ServedModel:
             check_outputs(outputs, self.signature, sum(entry.rows for entry in batch))
         except ValueError as error:
             for entry in batch:
-                _refuse(entry, ModelFailed(f"{self.model} returned what it should not: {error}"))
+                refuse(entry, ModelFailed(f"{self.model} returned what it should not: {error}"))
             return
         start = 0
         for entry in batch:
@@ -218,9 +212,9 @@ class ServedModel:
             if len(batch or ()) > 1:
                 self._retry(entry, alone=True, cause=failed.error)
             elif failed.failure == "input":
-                _refuse(entry, BadRequest(f"{self.model}: {failed.error}"))
+                refuse(entry, BadRequest(f"{self.model}: {failed.error}"))
             else:
-                _refuse(entry, ModelFailed(f"{self.model}: {failed.error}"))
+                refuse(entry, ModelFailed(f"{self.model}: {failed.error}"))
         self._dispatch()
 
     async def close(self) -> None:
@@ -237,13 +231,16 @@ class ServedModel:
         self._refuse_waiting()
         for number in tuple(self._batches):
             for entry in self._batches.pop(number):
-                _refuse(entry, NotServed(f"{self.model} version {self.version} is served no more"))
+                refuse(entry, NotServed(f"{self.model} version {self.version} is served no more"))
         self._idle.set()
 
-    def _most_rows(self) -> int:
+    def _agree_on_rows(self) -> None:
         fixed = (spec.shape[0] for spec in self.signature.inputs)
         taken = (replica.max_rows for replica in self.replicas.values())
-        return min((self.policy.max_rows, *(rows for rows in fixed if rows is not None), *taken))
+        self.max_rows = min((self.policy.max_rows, *(rows for rows in fixed if rows is not None), *taken))
+        self._full_rows = min(self.max_rows, self.policy.full_rows)
+        for replica in self.replicas.values():
+            replica.batch_rows = self._full_rows
 
     # ---- admission ------------------------------------------------------------------------------------
 
@@ -266,12 +263,12 @@ class ServedModel:
         rows_per_s = 0.0
         answer_s = math.inf
         # It will share its batch: one that is alone in time only would make the batch small.
-        rows = min(self._queue.rows_before(entry.priority) + entry.rows, self.max_rows)
+        rows = min(self._queue.rows_before(entry.priority) + entry.rows, self._full_rows)
         for replica in self.replicas.values():
-            full_s = replica.service.predict_s(self.max_rows)
+            full_s = replica.service.predict_s(self._full_rows)
             if full_s <= 0:
                 return 0.0
-            rows_per_s += self.max_rows / full_s
+            rows_per_s += self._full_rows / full_s
             answer_s = min(answer_s, replica.free_s(now_s) + replica.service.predict_s(rows))
         if not rows_per_s:
             return 0.0
@@ -310,13 +307,13 @@ class ServedModel:
         others = [(other.free_s(now_s) - now_s, other.service) for other in self.replicas.values()]
         batch, late = self._queue.take(
             now_s,
-            max_rows=self.max_rows,
+            max_rows=self._full_rows,
             service_s=lambda rows: start_s + replica.service.predict_s(rows),
             soonest_s=lambda rows: min(free_s + service.predict_s(rows) for free_s, service in others),
             probe=not replica.in_flight and now_s - replica.observed_s > _PROBE_S,
         )
         for entry in late:
-            _refuse(entry, TooBusy(f"{self.model} could not answer in time", retry_after_s=start_s))
+            refuse(entry, TooBusy(f"{self.model} could not answer in time", retry_after_s=start_s))
         if not batch:
             return False
         number = next(self._numbers)
@@ -357,7 +354,7 @@ class ServedModel:
         if job.answer.done():
             return
         if job.losses >= _LOSSES:
-            _refuse(entry, ModelFailed(f"{self.model}: {cause}, {job.losses} times"))
+            refuse(entry, ModelFailed(f"{self.model}: {cause}, {job.losses} times"))
             return
         job.alone |= alone
         self.metrics.retries += 1
@@ -365,7 +362,7 @@ class ServedModel:
 
     def _refuse_waiting(self) -> None:
         for entry in self._queue.expire(math.inf):
-            _refuse(entry, NotServed(f"{self.model} version {self.version} is served no more"))
+            refuse(entry, NotServed(f"{self.model} version {self.version} is served no more"))
 
     # ---- time -----------------------------------------------------------------------------------------
 
@@ -386,14 +383,9 @@ class ServedModel:
         self._wake, self._wake_s = None, math.inf
         now_s = self._clock.monotonic_s()
         for entry in self._queue.expire(now_s):
-            _refuse(entry, TooBusy(f"{self.model} could not answer in time", retry_after_s=0.0))
+            refuse(entry, TooBusy(f"{self.model} could not answer in time", retry_after_s=0.0))
         for batch in self._batches.values():
             for entry in batch:
                 if entry.deadline_s <= now_s:
-                    _refuse(entry, TooBusy(f"{self.model} did not answer in time", retry_after_s=0.0))
+                    refuse(entry, TooBusy(f"{self.model} did not answer in time", retry_after_s=0.0))
         self._dispatch()
-
-
-def _refuse(entry: _Entry, error: RequestFailed) -> None:
-    if not entry.item.answer.done():
-        entry.item.answer.set_exception(error)
