@@ -25,6 +25,12 @@ def burst() -> list[float]:
     return [700.0 if 40.0 <= tick * TICK_S < 60.0 else 60.0 for tick in range(round(100.0 / TICK_S))]
 
 
+def bursts() -> list[float]:
+    """Of three seconds, every fifteen, for four minutes; then nothing but a trickle."""
+    busy = [600.0 if tick * TICK_S % 15.0 < 3.0 else 20.0 for tick in range(960)]
+    return [*busy, *[20.0] * 900]
+
+
 def after(demand_per_s: list[float], settle_s: float) -> Outcome:
     """Only what is seen counts."""
     return serve(demand_per_s, ScalingRules(level=None, settle_s=settle_s), seed=1)
@@ -38,8 +44,16 @@ def test_forecasts_make_fewer_rows_late_with_no_more_replicas_over_a_season() ->
     assert ahead.late < 0.005
 
 
-def test_forecasts_see_a_ramp_that_never_was_a_little_earlier() -> None:
-    assert serve(ramp(), AHEAD, seed=1).late < after(ramp(), AHEAD.settle_s).late
+def test_cautious_forecasts_see_a_ramp_that_never_was_a_little_earlier() -> None:
+    assert serve(ramp(), ScalingRules(level=0.95), seed=1).late < after(ramp(), AHEAD.settle_s).late
+
+
+def test_replicas_are_kept_for_bursts_that_come_again_and_no_longer_than_it_pays() -> None:
+    ahead, seen = serve(bursts(), AHEAD, seed=1), after(bursts(), AHEAD.settle_s)
+    assert ahead.late <= seen.late / 2
+    assert ahead.replica_s < seen.replica_s
+    assert any("kept for bursts" in reason for reason in ahead.reasons)
+    assert ahead.wanted[-1] == 1
 
 
 def test_a_burst_that_nobody_saw_coming_is_met_by_the_queue_and_forgotten() -> None:

@@ -2,8 +2,8 @@
 
 Three figures ask for replicas: the demand that is forecast for the time that a start takes (an upper
 quantile of its peak), the demand of the last second, and a queue that would not be answered in time. The
-largest wins. Fewer are wanted only when none of them has asked for more for a while. ``step`` says what it
-changes and why, with the figures.
+largest wins, unless hindsight shows that it pays to keep more. Fewer are wanted only when none of them has
+asked for more for a while. ``step`` says what it changes and why, with the figures.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from math import ceil, inf, isnan, nan
 
 from forescale.control.capacity import BatchTimes, rows_in_time, rows_per_s
 from forescale.control.demand import STEP_S, DemandForecast
+from forescale.control.hindsight import Hindsight, Look
 from forescale.control.memory import Budget, size
 from forescale.registry.records import DeploymentSpec
 
@@ -27,10 +28,14 @@ class ScalingRules:
     """How cautious scaling is.
 
     Attributes:
-        level: of the quantile that stands for demand to come; None: only what is seen counts.
+        level: of the quantile that stands for demand to come; None: only what is seen counts, and nothing is
+            kept in hindsight.
         busy_share: of the time that a replica should work on what is seen; the rest is for chance, which a
             quantile of what is to come covers by itself.
-        settle_s: fewer replicas are wanted when no more were needed for so long.
+        settle_s: fewer replicas are wanted when no more were needed for so long, if only what is seen counts.
+        release_s: the same with forecasts, which say themselves what is to be kept.
+        late_worth: a row that is late counts as much as so many that replicas could have answered, unasked.
+        memory_s: how long bursts are remembered.
         idle_s: a model that may have none loses its last replica when nothing was asked for so long.
         catch_up_s: in what time a queue that is too long should be gone.
         faint_per_s: fewer rows than this, likely to come, keep no model awake.
@@ -38,9 +43,12 @@ class ScalingRules:
         places_per_device: replicas that devices hold; what deployments ask for at least is always held.
     """
 
-    level: float | None = 0.95
+    level: float | None = 0.75
     busy_share: float = 0.8
     settle_s: float = 10.0
+    release_s: float = 3.0
+    late_worth: float = 6.0
+    memory_s: float = 120.0
     idle_s: float = 60.0
     catch_up_s: float = 3.0
     faint_per_s: float = 0.5
@@ -86,6 +94,8 @@ class Scale:
         lead_s: how far ahead the forecast looks.
         needs: when how many replicas were needed: those that nothing since has surpassed.
         active_s: when something was asked last.
+        hindsight: what it would have been worth to keep more.
+        looked_s: when it was told last, after ``looked_rows``.
     """
 
     wanted: int
@@ -101,6 +111,9 @@ class Scale:
     arrived_rows: int | None = None
     needs: tuple[tuple[float, int], ...] = ()
     active_s: float
+    hindsight: Hindsight = field(default_factory=Hindsight, compare=False)
+    looked_s: float = inf
+    looked_rows: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -231,15 +244,41 @@ def _needed(load: Load, scale: Scale, now_s: float, rules: ScalingRules) -> Scal
     if scale.wanted == 0:
         came = load.waiting_rows or scale.rate_per_s > 0.0
         reason = f"{'a request came' if came else 'a request is likely to come'}; {reason}"
-    held, needs = _held(scale.needs, need, now_s, rules.settle_s)
+    settle_s = rules.settle_s if rules.level is None else rules.release_s
+    held, needs = _held(scale.needs, need, now_s, settle_s)
     if held > need:
         since_s = now_s - needs[0][0]
         reason = f"{held} were needed {_seconds(since_s)} ago; now {need}: {reason}"
+    capacity_per_s = scale.capacity_per_s
+    if rules.level is not None and capacity_per_s is not None:
+        scale = _looked_back(load, scale, capacity_per_s, held, now_s, rules)
+        kept, late_per_s = scale.hindsight.best(capacity_per_s, rules.late_worth)
+        if kept > held:
+            held = kept
+            reason = f"{kept} are kept for bursts: with one, {_rate(late_per_s)} would be late; now {reason}"
     wanted = max(spec.min_replicas, min(held, spec.max_replicas))
     if wanted != held:
         limit = f"at least {wanted}" if wanted > held else f"at most {wanted}"
         reason += f"; {limit}, as deployed"
     return replace(scale, wanted=wanted, needs=needs, reason=reason)
+
+
+def _looked_back(
+    load: Load, scale: Scale, capacity_per_s: float, held: int, now_s: float, rules: ScalingRules
+) -> Scale:
+    hindsight, rows = scale.hindsight, load.arrived_rows - scale.looked_rows
+    if scale.looked_s < now_s and rows >= 0:  # a version that left has taken its count with it
+        look = Look(
+            rows=rows,
+            elapsed_s=now_s - scale.looked_s,
+            asked=max(held, load.spec.min_replicas),
+            start_s=load.start_s,
+            capacity_per_s=capacity_per_s,
+            latency_s=load.spec.latency_s or rules.latency_s,
+            most=load.spec.max_replicas,
+        )
+        hindsight = hindsight.after(look, rules.memory_s)
+    return replace(scale, hindsight=hindsight, looked_s=now_s, looked_rows=load.arrived_rows)
 
 
 def _is_idle(load: Load, scale: Scale, now_s: float, rules: ScalingRules) -> bool:
