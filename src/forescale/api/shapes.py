@@ -103,6 +103,10 @@ class DeploymentShape(TypedDict):
     max_replicas: int
     latency_ms: float | None
     priority: int
+    max_batch: int | None
+    max_wait_ms: float | None
+    timeout_s: float | None
+    queue: int | None
     deployed_at_s: float
     deployed_by: str
     previous_version: Number | None
