@@ -74,7 +74,7 @@ def serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
 
 async def _serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
     clock = SystemClock()
-    plan.plane.front.check()
+    plan.plane.middleware.check()
     async with contextlib.AsyncExitStack() as stack:
         store = ArtifactStore(plan.artifacts or str(plan.state / "artifacts"), cache=plan.state / "artifacts")
         store.sweep()

@@ -26,8 +26,8 @@ from pydantic import TypeAdapter, ValidationError
 from forescale import __version__
 from forescale.core.errors import InvalidInput, PeerGone, ServerFailed
 from forescale.engine.serve.exchange import Connection, connect
-from forescale.engine.serve.front import Front
 from forescale.engine.serve.logs import last_line
+from forescale.engine.serve.middleware import Middleware
 from forescale.engine.serve.orders import Command, End, Exchange, PlaneState
 from forescale.engine.serve.plane_process import BEGINNING, Beginning
 from forescale.engine.serve.server import listen, listen_at, reserve
@@ -56,7 +56,7 @@ class PlaneOptions:
         devices: how many; None: all.
         factories: names of Python functions that may make models.
         gateways: processes that read requests.
-        names, access_log, traces: as ``Front`` has them.
+        names, access_log, traces: as ``Middleware`` has them.
     """
 
     host: str = "127.0.0.1"
@@ -69,8 +69,8 @@ class PlaneOptions:
     traces: str | None = None
 
     @property
-    def front(self) -> Front:
-        return Front(names=self.names, access_log=self.access_log, traces=self.traces)
+    def middleware(self) -> Middleware:
+        return Middleware(names=self.names, access_log=self.access_log, traces=self.traces)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +257,7 @@ class DataPlane:
                 devices=self._options.devices,
                 factories=self._options.factories,
                 import_path=tuple(folder or os.getcwd() for folder in sys.path),
-                front=self._options.front,
+                middleware=self._options.middleware,
             )
             try:
                 self._child = self._launch(beginning, lock)

@@ -31,10 +31,10 @@ from forescale.engine.local import LocalBackend
 from forescale.engine.serve.app import App
 from forescale.engine.serve.crew import Crew
 from forescale.engine.serve.exchange import Listener
-from forescale.engine.serve.front import Front, fronted
 from forescale.engine.serve.gateway import Gateway
 from forescale.engine.serve.link import ReplicaLink
 from forescale.engine.serve.logs import log_to, trim
+from forescale.engine.serve.middleware import Middleware, wrapped
 from forescale.engine.serve.plane import Plane
 from forescale.engine.serve.proxy import Proxy
 from forescale.engine.serve.readers import ReaderBeginning, Readers
@@ -63,7 +63,7 @@ class Beginning:
         devices: how many; None: all.
         factories: names of Python functions that may make models.
         import_path: where their modules are found.
-        front: what stands before the gateway.
+        middleware: what stands before the gateway.
     """
 
     run: Path
@@ -77,7 +77,7 @@ class Beginning:
     devices: int | None
     factories: tuple[str, ...]
     import_path: tuple[str, ...]
-    front: Front
+    middleware: Middleware
 
 
 BEGINNING = TypeAdapter(Beginning)
@@ -115,7 +115,7 @@ async def _serve(beginning: Beginning) -> None:
         http = socket.socket(fileno=beginning.http)
         alone = beginning.gateways == 1
         if alone:
-            app = await stack.enter_async_context(fronted(app, beginning.front, clock))
+            app = await stack.enter_async_context(wrapped(app, beginning.middleware, clock))
         server = Server(app, http if alone else listen_at(beginning.run / "http"))
         link.open()
         stack.callback(link.close)
@@ -145,7 +145,7 @@ def _readers(gateway: Gateway, beginning: Beginning) -> AbstractAsyncContextMana
         log=beginning.log,
         host=beginning.host,
         port=beginning.port,
-        front=beginning.front,
+        middleware=beginning.middleware,
     )
     return Readers(gateway).serving(beginning.gateways, told)
 

@@ -28,10 +28,10 @@ from forescale.core.errors import (
 from forescale.core.signature import Signature
 from forescale.engine.serve.app import App, AsgiApp, Receive, Scope, Send
 from forescale.engine.serve.arrays import pack, unpack
-from forescale.engine.serve.front import fronted
 from forescale.engine.serve.gateway import Gateway
 from forescale.engine.serve.logs import log_to
 from forescale.engine.serve.messages import Tensor
+from forescale.engine.serve.middleware import wrapped
 from forescale.engine.serve.proxy import Proxy
 from forescale.engine.serve.readers import BEGINNING, CATALOGUE, Entry, ReaderBeginning
 from forescale.engine.serve.requests import InferRequest
@@ -200,8 +200,8 @@ async def _serve(beginning: ReaderBeginning) -> None:
     listener = listen(beginning.host, beginning.port, beside_others=True)
     app = reader_app(gateway, beginning.run)
     async with (
-        fronted(app, beginning.front, SystemClock()) as fronted_app,
-        Server(fronted_app, listener),
+        wrapped(app, beginning.middleware, SystemClock()) as wrapped_app,
+        Server(wrapped_app, listener),
     ):
         turns.say([0])
         await ending.wait()

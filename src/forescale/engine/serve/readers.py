@@ -31,8 +31,8 @@ from pydantic import TypeAdapter
 from forescale.core.errors import ModelFailed, PeerGone, RequestFailed, TooBusy
 from forescale.core.signature import Signature
 from forescale.engine.serve.arrays import DTYPES, Array, pack
-from forescale.engine.serve.front import Front
 from forescale.engine.serve.gateway import Gateway
+from forescale.engine.serve.middleware import Middleware
 from forescale.engine.serve.requests import InferRequest
 from forescale.engine.serve.routing import Route
 from forescale.engine.serve.server import listen_at
@@ -68,14 +68,14 @@ class ReaderBeginning:
         run: folder of the sockets ``readers`` and ``http`` of the data plane, and ``api`` of the controller.
         log: file for what it has to say.
         host, port: where it listens, beside others.
-        front: what stands before it.
+        middleware: what stands before it.
     """
 
     run: Path
     log: Path
     host: str
     port: int
-    front: Front
+    middleware: Middleware
 
 
 BEGINNING = TypeAdapter(ReaderBeginning)
@@ -175,7 +175,8 @@ class Readers:
         free_lengths: list[int],
         inputs: list[Item],
     ) -> list[Item]:
-        served = self._gateway.find(model, version)
+        gateway = self._gateway
+        served = gateway.find(model, version) if is_named else gateway.still(model, version)
         request = InferRequest(
             id=None,
             inputs=tuple(_array(*tensor) for tensor in inputs),

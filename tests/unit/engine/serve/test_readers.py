@@ -15,8 +15,8 @@ from fake_replicas import DOUBLING, FakeLink, SteadyClock, request, settle
 from forescale.core.errors import BadRequest, NotServed, TooBusy
 from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.serve.app import App
-from forescale.engine.serve.front import Front
 from forescale.engine.serve.gateway import Gateway
+from forescale.engine.serve.middleware import Middleware
 from forescale.engine.serve.reader import ReaderGateway, reader_app
 from forescale.engine.serve.readers import ReaderBeginning, Readers
 from forescale.engine.serve.routing import Route
@@ -59,7 +59,7 @@ def run(test: Callable[[Place], Awaitable[None]]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             place = Place(Path(folder))
             beginning = ReaderBeginning(
-                run=place.run, log=place.run / "log", host="127.0.0.1", port=0, front=Front()
+                run=place.run, log=place.run / "log", host="127.0.0.1", port=0, middleware=Middleware()
             )
             async with asyncio.timeout(20), Readers(place.gateway).serving(0, beginning):
                 loop = asyncio.get_running_loop()

@@ -17,7 +17,7 @@ from forescale.engine.serve.hosts import HostCheck
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Front:
+class Middleware:
     """What is to stand there.
 
     Attributes:
@@ -52,17 +52,17 @@ class Front:
 
 
 @contextlib.asynccontextmanager
-async def fronted(app: AsgiApp, front: Front, clock: Clock) -> AsyncGenerator[AsgiApp]:
+async def wrapped(app: AsgiApp, middleware: Middleware, clock: Clock) -> AsyncGenerator[AsgiApp]:
     """The application with that in front of it; at the end all is written down."""
     async with contextlib.AsyncExitStack() as stack:
-        if front.traces is not None:
+        if middleware.traces is not None:
             from forescale.engine.serve.tracing import Tracing, otlp  # noqa: PLC0415 - only those who trace
 
-            app = tracing = Tracing(app, otlp(front.traces), clock)
+            app = tracing = Tracing(app, otlp(middleware.traces), clock)
             stack.push_async_callback(asyncio.to_thread, tracing.close)
-        if front.names is not None:
-            app = HostCheck(app, front.names)
-        if front.access_log is not None:
-            app = log = AccessLog(app, front.access_log, clock)
+        if middleware.names is not None:
+            app = HostCheck(app, middleware.names)
+        if middleware.access_log is not None:
+            app = log = AccessLog(app, middleware.access_log, clock)
             stack.push_async_callback(log.close)
         yield app
