@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import orjson
 from pydantic import Field
 
+from forescale.api.deployment_requests import NewDeployment
 from forescale.api.http import Answer, Refused, Request, Route, Router, Strict, route
 from forescale.api.openapi import openapi
 from forescale.api.rollouts import rollout_as_json, rollout_routes
@@ -31,7 +32,6 @@ from forescale.core.errors import InvalidInput
 from forescale.core.signature import Signature, signature_from_json
 from forescale.engine.serve.app import App
 from forescale.registry.records import (
-    LAST_PRIORITY,
     Deployment,
     DeploymentSpec,
     check_name,
@@ -41,7 +41,6 @@ from forescale.registry.rollout import Rollout
 
 _ANYBODY = "anonymous"
 _LONGEST_WAIT_S = 60.0
-_MOST_REPLICAS = 10_000
 _OCTETS = "application/octet-stream"
 
 
@@ -113,39 +112,6 @@ class _By(Strict):
 
 class _NewAlias(Strict):
     version: int | str
-
-
-class NewDeployment(Strict):
-    """What is to be served, as it is asked for."""
-
-    version: int | str
-    min_replicas: int = Field(default=1, ge=0, le=_MOST_REPLICAS)
-    max_replicas: int | None = Field(default=None, ge=1, le=_MOST_REPLICAS)
-    latency_ms: float | None = Field(default=None, gt=0.0)
-    priority: int = Field(default=10, ge=1, le=LAST_PRIORITY)
-    max_batch: int | None = Field(default=None, ge=1)
-    max_wait_ms: float | None = Field(default=None, ge=0.0)
-    timeout_s: float | None = Field(default=None, gt=0.0)
-    queue: int | None = Field(default=None, ge=1)
-
-    def spec(self, model: str, number: int) -> DeploymentSpec:
-        """The deployment of that version.
-
-        Raises:
-            InvalidInput: figures contradict each other.
-        """
-        return DeploymentSpec(
-            model=model,
-            number=number,
-            min_replicas=self.min_replicas,
-            max_replicas=self.max_replicas or max(self.min_replicas, 1),
-            latency_s=None if self.latency_ms is None else self.latency_ms / 1e3,
-            priority=self.priority,
-            max_batch=self.max_batch,
-            max_wait_s=None if self.max_wait_ms is None else self.max_wait_ms / 1e3,
-            timeout_s=self.timeout_s,
-            queue=self.queue,
-        )
 
 
 class _Waiting(Strict):

@@ -23,8 +23,8 @@ from typing import Any
 import structlog
 from pydantic import ValidationError
 
+from forescale.api.deployment_requests import NewDeployment
 from forescale.api.http import first_fault
-from forescale.api.management import NewDeployment
 from forescale.core.errors import InvalidInput
 from forescale.registry.records import check_name
 from forescale.registry.registry import Registry

@@ -16,7 +16,8 @@ import structlog
 import uvloop
 
 from forescale.api.auth import TokenCheck
-from forescale.api.management import NewDeployment, management
+from forescale.api.deployment_requests import NewDeployment
+from forescale.api.management import management
 from forescale.api.pool_file import deploy_wanted
 from forescale.control.pool import Pool
 from forescale.core.clock import SystemClock

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fake_replicas import DOUBLING
-from forescale.api.management import NewDeployment
+from forescale.api.deployment_requests import NewDeployment
 from forescale.api.pool_file import deploy_wanted
 from forescale.core.clock import SystemClock
 from forescale.registry.artifacts import ArtifactStore

@@ -175,8 +175,7 @@ class Readers:
         free_lengths: list[int],
         inputs: list[Item],
     ) -> list[Item]:
-        gateway = self._gateway
-        served = gateway.find(model, version) if is_named else gateway.still(model, version)
+        served = self._gateway.find(model, version)
         request = InferRequest(
             id=None,
             inputs=tuple(_array(*tensor) for tensor in inputs),
