@@ -21,6 +21,7 @@ from forescale.registry.records import DeploymentSpec
 _LIKELY = 0.5  # a model that has no replica gets one when more likely than not it is asked for
 _GROWTH = 3.0  # times what was ever asked: forecasts of models that are new say anything
 _TINY = 1e-9
+_REMEMBERED_S = 7200.0  # after which a model that nobody asks for is forecast no more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,17 +154,9 @@ def step(
         state = _counted(state, loads, now_s, rules)
     needed = {load.spec.model: _needed(load, state.models[load.spec.model], now_s, rules) for load in loads}
     specs = [load.spec for load in loads]
-    given, missing = _shared(specs, needed, devices * rules.places_per_device, budget)
-    after = {
-        name: replace(
-            scale,
-            wanted=given[name],
-            short=scale.wanted - given[name],
-            reason=scale.reason
-            + _shortage(scale.wanted - given[name], missing.get(name), devices * rules.places_per_device),
-        )
-        for name, scale in needed.items()
-    }
+    places = devices * rules.places_per_device
+    given, missing = _shared(specs, needed, places, budget)
+    after = {name: _cut(scale, given[name], missing.get(name), places) for name, scale in needed.items()}
     decisions = tuple(
         Decision(model=name, before=models[name].wanted, scale=scale)
         for name, scale in after.items()
@@ -191,9 +184,12 @@ def _counted(state: ScalingState, loads: Sequence[Load], now_s: float, rules: Sc
     rates_per_s = {name: _rate_per_s(state.models[name], load, elapsed_s) for name, load in scaled.items()}
     leads_s = {name: load.start_s + STEP_S for name, load in scaled.items()}
     forecast, peaks_per_s = state.forecast, dict[str, list[float]]()
-    if rules.level is not None and scaled:
-        forecast = forecast.taken_in(rates_per_s)
-        peaks_per_s = forecast.peaks_per_s(leads_s, sorted((_LIKELY, rules.level)))
+    # Of thousands of models most sleep: there is nothing to forecast of what nobody has asked for in long.
+    asked = {name: rate for name, rate in rates_per_s.items() if _is_asked(state.models[name], rate, now_s)}
+    if rules.level is not None and asked:
+        forecast = forecast.taken_in(asked)
+        leads_asked_s = {name: leads_s[name] for name in asked}
+        peaks_per_s = forecast.peaks_per_s(leads_asked_s, sorted((_LIKELY, rules.level)))
     models = {load.spec.model: _batched(state.models[load.spec.model], load) for load in loads}
     for name, load in scaled.items():
         scale = models[name]
@@ -211,6 +207,10 @@ def _counted(state: ScalingState, loads: Sequence[Load], now_s: float, rules: Sc
             active_s=now_s if rates_per_s[name] > 0.0 else scale.active_s,
         )
     return ScalingState(models=models, forecast=forecast, taken_s=now_s)
+
+
+def _is_asked(scale: Scale, rate_per_s: float, now_s: float) -> bool:
+    return rate_per_s > 0.0 or (scale.highest_per_s > 0.0 and now_s - scale.active_s < _REMEMBERED_S)
 
 
 def _batched(scale: Scale, load: Load) -> Scale:
@@ -349,14 +349,16 @@ def _shared(
     return given, missing
 
 
-def _shortage(short: int, missing_bytes: int | None, places: int) -> str:
+def _cut(scale: Scale, given: int, missing_bytes: int | None, places: int) -> Scale:
+    """With as many replicas as it is given."""
+    short = scale.wanted - given
     if not short:
-        return ""
+        return replace(scale, short=0) if scale.short else scale
+    cause = f"the pool's {places} places are taken by models of its class or before"
     if missing_bytes is not None:
-        return f"; {short} fewer than needed: {size(missing_bytes)} of memory are missing for one more"
-    return (
-        f"; {short} fewer than needed: the pool's {places} places are taken by models of its class or before"
-    )
+        cause = f"{size(missing_bytes)} of memory are missing for one more"
+    reason = f"{scale.reason}; {short} fewer than needed: {cause}"
+    return replace(scale, wanted=given, short=short, reason=reason)
 
 
 def _rate(per_s: float) -> str:

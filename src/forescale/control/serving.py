@@ -13,7 +13,7 @@ it gets and with how many replicas.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -127,14 +127,16 @@ def step(
     for replica in seen.replicas:
         room.put(replica.version, replica.device)
     commands: list[Command] = []
-    known = seen.served | seen.withdrawn
+    known = {*seen.served, *seen.withdrawn}
+    index = _Index(seen)
     for spec in wanted:
         rollout = (rollouts or {}).get(spec.model)
         if rollout is not None and rollout.spec.stable != spec.number:
             rollout = None
-        known |= {(spec.model, spec.number)}
-        known |= {(spec.model, rollout.spec.number)} if rollout else set()
-        commands += _towards(spec, seen, counts or {}, room, rollout)
+        known.add((spec.model, spec.number))
+        if rollout:
+            known.add((spec.model, rollout.spec.number))
+        commands += _towards(spec, index, counts or {}, room, rollout)
     deployed = {spec.model for spec in wanted}
     commands += [Withdraw(version=version) for version in sorted(seen.served) if version[0] not in deployed]
     commands += [
@@ -145,9 +147,32 @@ def step(
     return tuple(commands)
 
 
+class _Index:
+    """What there is, by model and version: there may be thousands.
+
+    Attributes:
+        served: versions of a model that take requests, ascending.
+        replicas: those of a version that are not leaving.
+        ready: replicas that answer, of versions that take requests.
+    """
+
+    def __init__(self, seen: Observation) -> None:
+        self.seen = seen
+        self.served: defaultdict[str, list[Version]] = defaultdict(list)
+        for version in sorted(seen.served):
+            self.served[version[0]].append(version)
+        self.replicas: defaultdict[Version, list[Replica]] = defaultdict(list)
+        self.ready: Counter[Version] = Counter()
+        for replica in seen.replicas:
+            if replica.phase is not Phase.LEAVING:
+                self.replicas[replica.version].append(replica)
+            if replica.phase is Phase.READY and replica.version in seen.served:
+                self.ready[replica.version] += 1
+
+
 def _towards(
     spec: DeploymentSpec,
-    seen: Observation,
+    index: _Index,
     counts: Mapping[str, int],
     room: Room,
     rollout: Rollout | None,
@@ -156,36 +181,31 @@ def _towards(
     least = counts.get(spec.model, spec.min_replicas)
     most = counts.get(spec.model, spec.max_replicas)
     new = (spec.model, rollout.spec.number) if rollout else version
-    others = [
-        other for other in sorted(seen.served) if other[0] == spec.model and other not in {version, new}
-    ]
+    others = [other for other in index.served[spec.model] if other not in {version, new}]
     if others or rollout:
         least, most = max(least, 1), max(most, 1)  # it must be seen to serve before it takes over
-    yield from _staffed(version, least, most, seen, room)
+    yield from _staffed(version, least, most, index, room)
     if rollout:
         number = replicas(rollout, least)
-        yield from _staffed(new, number, number, seen, room)
-        ready = {number for model, number in _ready(seen) if model == spec.model}
-        yield from _routed(spec.model, route(rollout, ready), seen)
-    if others and _ready(seen)[version] >= least:
+        yield from _staffed(new, number, number, index, room)
+        ready = {number for model, number in index.served[spec.model] if index.ready[model, number]}
+        yield from _routed(spec.model, route(rollout, ready), index.seen)
+    if others and index.ready[version] >= least:
         if not rollout:
-            yield from _routed(spec.model, Route(version=str(spec.number)), seen)
+            yield from _routed(spec.model, Route(version=str(spec.number)), index.seen)
         yield from (Withdraw(version=other) for other in others)
 
 
-def _staffed(version: Version, least: int, most: int, seen: Observation, room: Room) -> Iterator[Command]:
+def _staffed(version: Version, least: int, most: int, index: _Index, room: Room) -> Iterator[Command]:
     """Served, by as many replicas as it should be."""
+    seen = index.seen
     if version in seen.withdrawn:
         return  # it was wanted no more and is again: served anew when its last answers are given
     if version in seen.unusable:
         return
     if version not in seen.served:
         yield Serve(version=version)
-    mine = [
-        replica
-        for replica in seen.replicas
-        if replica.version == version and replica.phase is not Phase.LEAVING
-    ]
+    mine = index.replicas[version]
     own = Counter(replica.device for replica in mine)
     for lacking in range(least - len(mine), 0, -1):
         device = room.place(version, own)
@@ -204,12 +224,3 @@ def _routed(model: str, wanted: Route, seen: Observation) -> Iterator[Command]:
     targets = {(model, int(version)) for version in wanted.versions()}
     if targets <= seen.served and seen.routes.get(model) != wanted:
         yield SetRoute(model=model, route=wanted)
-
-
-def _ready(seen: Observation) -> Counter[Version]:
-    """Replicas that answer, by version that takes requests."""
-    return Counter(
-        replica.version
-        for replica in seen.replicas
-        if replica.phase is Phase.READY and replica.version in seen.served
-    )

@@ -1,7 +1,8 @@
 """Both ends of the Unix socket between controller and data plane.
 
 Each message is four bytes that say how long it is, then JSON. An empty one from the controller asks for the
-answer that it waits for at once.
+answer that it waits for at once. Of versions only those are told that have changed since the answer before:
+of thousands most sleep.
 """
 
 from __future__ import annotations
@@ -10,16 +11,29 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
 from forescale.core.errors import PeerGone
-from forescale.engine.serve.orders import Exchange, PlaneState
+from forescale.engine.serve.orders import Exchange, PlaneState, VersionState
 from forescale.engine.serve.plane import Plane
 
+_Version = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Answer:
+    """A state without versions, those that have changed, and the names of those that are gone."""
+
+    state: PlaneState
+    changed: tuple[VersionState, ...]
+    gone: tuple[_Version, ...]
+
+
 _EXCHANGE = TypeAdapter(Exchange)
-_STATE = TypeAdapter(PlaneState)
+_ANSWER = TypeAdapter(_Answer)
 
 
 class Listener:
@@ -50,13 +64,14 @@ class Listener:
         self._controller = writer
         self._on_back()
         answers: set[asyncio.Task[None]] = set()
+        told: dict[_Version, VersionState] = {}
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 said = await _receive(reader)
                 if not said:
                     self._plane.answer_now()
                     continue
-                answer = asyncio.create_task(self._answer(said, writer))
+                answer = asyncio.create_task(self._answer(said, writer, told))
                 answers.add(answer)
                 answer.add_done_callback(answers.discard)
         for answer in answers:
@@ -66,12 +81,22 @@ class Listener:
             self._controller = None
             self._on_away()
 
-    async def _answer(self, said: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _answer(
+        self, said: bytes, writer: asyncio.StreamWriter, told: dict[_Version, VersionState]
+    ) -> None:
         asked = _EXCHANGE.validate_json(said)
         self.lease_s = asked.lease_s
         state = await self._plane.exchange(asked)
+        there = {(version.model, version.version): version for version in state.versions}
+        answer = _Answer(
+            state=replace(state, versions=()),
+            changed=tuple(each for version, each in there.items() if told.get(version) is not each),
+            gone=tuple(told.keys() - there.keys()),
+        )
+        told.clear()
+        told.update(there)
         with contextlib.suppress(OSError):
-            await _send(writer, _STATE.dump_json(state))
+            await _send(writer, _ANSWER.dump_json(answer))
 
 
 class Connection:
@@ -80,6 +105,7 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
+        self._versions: dict[_Version, VersionState] = {}
 
     async def exchange(self, asked: Exchange) -> PlaneState:
         """One at a time.
@@ -89,9 +115,13 @@ class Connection:
         """
         try:
             await _send(self._writer, _EXCHANGE.dump_json(asked))
-            return _STATE.validate_json(await _receive(self._reader))
+            answer = _ANSWER.validate_json(await _receive(self._reader))
         except (OSError, asyncio.IncompleteReadError) as error:
             raise PeerGone("the data plane is gone") from error
+        for version in answer.gone:
+            del self._versions[version]
+        self._versions |= {(each.model, each.version): each for each in answer.changed}
+        return replace(answer.state, versions=tuple(self._versions.values()))
 
     def answer_now(self) -> None:
         """Let the exchange under way end at once."""

@@ -57,6 +57,7 @@ class Plane:
         self._name = secrets.token_hex(8)
         self._loads: dict[Version, Load] = {}
         self._load_s: dict[Version, float] = {}
+        self._asleep: dict[Version, VersionState] = {}
         self._withdrawals: dict[Version, asyncio.Task[None]] = {}
         self._happenings: deque[Happened] = deque(maxlen=_HAPPENINGS)
         self._happened = 0
@@ -217,14 +218,38 @@ class Plane:
             process_bytes=self._crew.process_bytes,
             room_bytes=self._crew.room_bytes(),
             versions=tuple(
-                version_state(served, self._load_s.get(version), self._crew.model_bytes.get(version))
+                self._version_state(served)
                 for served in self._gateway.all()
-                if (version := (served.model, served.version)) not in self._withdrawals
+                if (served.model, served.version) not in self._withdrawals
             ),
             routes=dict(self._gateway.routes()),
             withdrawn=tuple(self._withdrawals),
             happenings=tuple(self._happenings),
         )
+
+    def _version_state(self, served: ServedModel) -> VersionState:
+        """The same object while a version sleeps, as most of thousands do."""
+        version = served.model, served.version
+        known = self._asleep.get(version)
+        if known is not None and _sleeps_on(served, known):
+            return known
+        state = version_state(served, self._load_s.get(version), self._crew.model_bytes.get(version))
+        if served.replicas:
+            self._asleep.pop(version, None)
+        else:
+            self._asleep[version] = state
+        return state
+
+
+def _sleeps_on(served: ServedModel, known: VersionState) -> bool:
+    """Whether nothing has happened to a version since it had no replicas."""
+    return (
+        not served.replicas
+        and known.waiting == served.gauges().waiting
+        and known.policy == served.policy
+        and sum(known.outcomes.values()) == sum(served.metrics.outcomes.values())
+        and known.arrived_rows == served.metrics.arrived_rows
+    )
 
 
 def version_state(served: ServedModel, load_s: float | None, model_bytes: int | None = None) -> VersionState:
