@@ -26,6 +26,7 @@ from forescale.forecast.spread import Anchor, LocalScale, root_spread
 from forescale.forecast.waiting import Waiting
 from forescale.forecast.weights import PinballWeights
 
+_LARGEST = 1e15  # times the scale, of a difference: 32 bits hold its square
 _FARTHEST = 1e6  # scales that a point may lie from the level
 _FEW = 6  # values of which the scale is too small
 _UNUSED = 16  # first values, of which nothing can be expected yet
@@ -243,7 +244,7 @@ class SeriesBlock:
         peaks_NR = np.fmax.accumulate(recent_NR, axis=1)
         target_NJ = np.where(self._targets.peak_J, peaks_NR[:, leads_J - 1], recent_NR[:, :1])
         anchor = self._local.anchor(self._step - leads_J)
-        self._due_NJ = (target_NJ - anchor.level) / anchor.scale
+        self._due_NJ = ((target_NJ - anchor.level) / anchor.scale).clip(-_LARGEST, _LARGEST)
         due_NJ: SmallArray = self._due_NJ.astype(np.float32)
         points_NPJ = self._points.due(self._step).swapaxes(1, 2)[:, self._point_P]
         spread_NPJ = self._spread(points_NPJ, anchor)
@@ -254,7 +255,7 @@ class SeriesBlock:
         self._weights.learn(over_NMJL, anchor.scale)
         self._levels.learn(due_NJ, self._issued.due(self._step))
         # After idleness the scale of then says nothing about errors of now.
-        floor_NJ = 0.1 * self._local.scale_N[:, None] / anchor.scale
+        floor_NJ = (0.1 * self._local.scale_N[:, None] / anchor.scale).clip(1.0 / _LARGEST, _LARGEST)
         error_NPJ /= np.maximum(spread_NPJ, floor_NJ[:, None].astype(np.float32))
         # Nor does the scale of the first few values.
         first_NJ = self._seen_N[:, None] < leads_J + _FEW
