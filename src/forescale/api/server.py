@@ -85,7 +85,7 @@ async def _serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
             structlog.get_logger().info("artifact_collected", sha256=sha256)
         deploy_wanted(registry, plan.deployments, plan.state / "deployed.json")
         plane = DataPlane(plan.state, plan.plane, lease_s=plan.lease_s)
-        ending = _signals(plane)
+        ending = stack.enter_context(_signals(plane))
         await plane.open()
         pool = Pool(registry=registry, plane=plane, clock=clock, trust=plan.trust, checks=plan.checks)
         pool.rollouts.url = plane.url
@@ -136,7 +136,8 @@ def _incoming(state: Path) -> Path:
     return incoming
 
 
-def _signals(plane: DataPlane) -> asyncio.Future[None]:
+@contextlib.contextmanager
+def _signals(plane: DataPlane) -> Generator[asyncio.Future[None]]:
     """Done at the first SIGINT or SIGTERM; the second one ends everything at once."""
     loop = asyncio.get_running_loop()
     ending = loop.create_future()
@@ -151,7 +152,11 @@ def _signals(plane: DataPlane) -> asyncio.Future[None]:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, end, number)
-    return ending
+    try:
+        yield ending
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)  # uvloop leaves them to others that this process may run
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:
