@@ -95,6 +95,10 @@ def free_port() -> int:
         return listening.getsockname()[1]
 
 
+class NotStarted(RuntimeError):
+    """A server did not do in time what was waited for."""
+
+
 def wait_until(
     is_so: Callable[[], bool],
     what: str,
@@ -106,14 +110,14 @@ def wait_until(
     """Ask again and again.
 
     Raises:
-        RuntimeError: it is not so after that time, or the process that it depends on has ended.
+        NotStarted: it is not so after that time, or the process that it depends on has ended.
     """
     deadline_s = time.monotonic() + timeout_s
     while not is_so():
         if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-            raise RuntimeError(f"the process ended before {what}")
+            raise NotStarted(f"the process ended before {what}")
         if time.monotonic() > deadline_s:
-            raise RuntimeError(f"{what}: not within {timeout_s:g} s")
+            raise NotStarted(f"{what}: not within {timeout_s:g} s")
         time.sleep(every_s)
 
 
