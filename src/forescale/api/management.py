@@ -14,6 +14,7 @@ from pydantic import Field
 from forescale.api.deployment_requests import NewDeployment
 from forescale.api.http import Answer, Refused, Request, Route, Router, Strict, route
 from forescale.api.openapi import openapi
+from forescale.api.rollouts import Pool as RolloutPool
 from forescale.api.rollouts import rollout_as_json, rollout_routes
 from forescale.api.shapes import (
     AliasChangeShape,
@@ -44,23 +45,8 @@ _LONGEST_WAIT_S = 60.0
 _OCTETS = "application/octet-stream"
 
 
-class Pool(Protocol):
-    """What serves the deployments.
-
-    Attributes:
-        change: another number whenever a status has changed.
-        is_ending: nobody should wait for a change any more.
-        checks: names of the checks that rollouts may ask for.
-    """
-
-    @property
-    def change(self) -> int: ...
-
-    @property
-    def is_ending(self) -> bool: ...
-
-    @property
-    def checks(self) -> tuple[str, ...]: ...
+class Pool(RolloutPool, Protocol):
+    """What serves the deployments."""
 
     def inspect(
         self,
@@ -76,24 +62,8 @@ class Pool(Protocol):
         """
         ...
 
-    async def check_room(self, spec: DeploymentSpec) -> str | None:
-        """Whether the pool can hold a deployment; what memory it lacks as long as nothing else leaves.
-
-        Raises:
-            NoRoom: it cannot, beside what the others have at least.
-        """
-        ...
-
-    def look_again(self) -> None:
-        """The deployments have changed."""
-        ...
-
     def status(self, deployment: Deployment) -> dict[str, Any]:
         """How far a deployment is, as JSON: ``state`` is starting, serving or failing."""
-        ...
-
-    async def wait_for_change(self, timeout_s: float) -> None:
-        """Until ``change`` is another, at most so long."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from time import monotonic
 from typing import Any
@@ -13,14 +14,14 @@ Object = dict[str, Any]
 _POLL_S = 20.0
 
 
-class RolloutRequests:
+class RolloutRequests(ABC):
     """Part of ``Client``; raises what its other methods do."""
 
     _user: str
     _timeout_s: float
 
-    def _ask(self, method: str, path: str, **more: Any) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _ask(self, method: str, path: str, **more: Any) -> Any: ...
 
     def roll_out(
         self,

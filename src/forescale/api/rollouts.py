@@ -21,9 +21,11 @@ _ATTEMPTS = 10  # when others change the same rollout
 
 
 class Pool(Protocol):
-    """What serves the deployments, as in ``management.Pool``.
+    """What serves the deployments, as far as rollouts ask it.
 
     Attributes:
+        change: another number whenever a status has changed.
+        is_ending: nobody should wait for a change any more.
         checks: names of the checks that rollouts may ask for.
     """
 
@@ -36,11 +38,21 @@ class Pool(Protocol):
     @property
     def checks(self) -> tuple[str, ...]: ...
 
-    async def check_room(self, spec: DeploymentSpec) -> str | None: ...
+    async def check_room(self, spec: DeploymentSpec) -> str | None:
+        """Whether the pool can hold a deployment; what memory it lacks as long as nothing else leaves.
 
-    def look_again(self) -> None: ...
+        Raises:
+            NoRoom: it cannot, beside what the others have at least.
+        """
+        ...
 
-    async def wait_for_change(self, timeout_s: float) -> None: ...
+    def look_again(self) -> None:
+        """The deployments have changed."""
+        ...
+
+    async def wait_for_change(self, timeout_s: float) -> None:
+        """Until ``change`` is another, at most so long."""
+        ...
 
 
 class _By(Strict):

@@ -159,16 +159,6 @@ class Gateway:
             named = route.choose(header, self._chance())
         return self._models[model][named]
 
-    def still(self, model: str, version: str) -> ServedModel:
-        """The version that was chosen for a request that names none or, if that leaves meanwhile, its heir.
-
-        Raises:
-            NotServed: there is none that takes the same.
-        """
-        chosen = self.find(model).version if version not in self._models.get(model, {}) else version
-        served, heir = self._models[model][chosen], self.find(model)
-        return heir if served.is_closed and heir.signature == served.signature else served
-
     def copy(self, request: InferRequest, answered_by: ServedModel) -> None:
         """Send a request that named no version to shadows, too, if there are any; nobody waits for them."""
         model = answered_by.model

@@ -156,28 +156,6 @@ def test_a_version_that_leaves_while_a_body_comes_fails_no_request() -> None:
     run(test)
 
 
-def test_a_version_that_leaves_after_it_was_chosen_elsewhere_has_an_heir() -> None:
-    async def test() -> None:
-        bench = Bench()
-        first, second = (bench.gateway.find("m", version) for version in "12")
-        bench.link.prompt = False
-        asked = asyncio.ensure_future(bench.ask(version="1"))
-        await settle()
-        bench.gateway.set_route("m", Route(version="2"))
-        retirement = asyncio.ensure_future(bench.gateway.retire("m", "1"))
-        assert bench.gateway.still("m", "1") is first
-        await settle()
-        assert first.is_closed
-        assert bench.gateway.still("m", "1") is second
-        bench.link.answer("r1")
-        await asyncio.gather(asked, retirement)
-        assert bench.gateway.still("m", "1") is second
-        with pytest.raises(NotServed):
-            bench.gateway.still("n", "1")
-
-    run(test)
-
-
 def test_a_header_chooses_over_http() -> None:
     async def test() -> None:
         bench = Bench()
