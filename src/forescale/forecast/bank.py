@@ -122,6 +122,11 @@ class ForecasterBank:
         for block, rows in self._rows():
             block.update(observed_N[rows], told_NK[rows])
 
+    def skip(self, steps: int) -> None:
+        """Let so many steps pass of which nothing is known: as updates with missing values, but quickly."""
+        for block in self._blocks:
+            block.skip(steps)
+
     def predict(self, covariates_NSK: Array | None = None) -> Array:
         """quantiles_NHL of the values to come: ascending along L, never NaN, never below ``lower``.
 

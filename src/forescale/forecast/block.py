@@ -175,6 +175,17 @@ class SeriesBlock:
             member.update(now)
         self._stale = True
 
+    def skip(self, steps: int) -> None:
+        """Let steps pass of which nothing is known; it takes no longer than the longest lead."""
+        longest = self._observed_NR.shape[1]
+        if steps > longest:
+            self._step += steps - longest
+            self._history.repeat(self._local.level_N, steps - longest)
+            self._observed_NR[:] = np.nan
+            self._told_NRK[:] = np.nan
+        for _ in range(min(steps, longest)):  # then no forecast is awaited any more
+            self.update(np.full(len(self._seen_N), np.nan), np.full_like(self._told_NRK[:, 0], np.nan))
+
     def _judge(self, observed_N: Array) -> npt.NDArray[np.int64]:
         """Flag anomalies; the series whose level has moved for good."""
         strayed_N = self._strayed_N(observed_N)

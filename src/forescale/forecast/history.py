@@ -34,6 +34,14 @@ class RecentValues:
         self._next = (self._next + 1) % self._ring_NC.shape[1]
         self.steps = min(self.steps + 1, self._ring_NC.shape[1])
 
+    def repeat(self, values_N: Array, steps: int) -> None:
+        """Take the same values so many times."""
+        capacity = self._ring_NC.shape[1]
+        places = (self._next + np.arange(min(steps, capacity))) % capacity
+        self._ring_NC[:, places] = np.clip(values_N - self._origin_N, -3e38, 3e38)[:, None]
+        self._next = (self._next + steps) % capacity
+        self.steps = min(self.steps + steps, capacity)
+
     def at(self, ago_X: npt.NDArray[np.int64]) -> Array:
         """values_NX of so many steps ago (0 = the newest); the oldest known where that is too long ago."""
         ago_X = np.minimum(ago_X, self.steps - 1)

@@ -81,6 +81,15 @@ def from_json(state: Any) -> Any:
     return state
 
 
+def size_bytes(state: Any) -> int:
+    """What the arrays of a snapshot take."""
+    if isinstance(state, np.ndarray):
+        return state.nbytes
+    if isinstance(state, Mapping):
+        return sum(map(size_bytes, cast(Snapshot, state).values()))
+    return sum(map(size_bytes, cast(list[Any], state))) if isinstance(state, list) else 0
+
+
 def _copied(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.copy()

@@ -314,3 +314,20 @@ def test_errors_of_the_first_values_do_not_widen_forecasts_for_long() -> None:
     fed(bank, 0.03 * rng.standard_normal((15, 20)))
     low_N, _, high_N = bank.predict()[:, 0].T
     assert (high_N - low_N).max() < 0.3  # of a Gaussian: 0.1
+
+
+def test_a_few_steps_that_are_skipped_are_steps_with_missing_values(noise_TN: np.ndarray) -> None:
+    told, skipping = (fed(small_bank(), noise_TN) for _ in range(2))
+    fed(told, np.full((3, 2), np.nan))
+    skipping.skip(3)
+    assert np.array_equal(skipping.predict(), told.predict())
+    assert np.array_equal(skipping.predict_peak(240.0), told.predict_peak(240.0))
+
+
+def test_however_many_are_skipped_the_season_goes_on(noise_TN: np.ndarray) -> None:
+    noise_TN[:, 1] += 200.0 * (np.arange(len(noise_TN)) % 40 < 20)
+    for steps, is_high in ((215, True), (235, False)):  # 365 is 5 and 385 is 25 within a season
+        bank = fed(small_bank(season_steps=40), noise_TN)
+        bank.skip(steps)
+        fed(bank, noise_TN[(150 + steps) % 40 :][:3])
+        assert bool(bank.predict()[1, 0, 1] > 400.0) is is_high
