@@ -15,7 +15,8 @@ server = ChannelServer()
 backend = LocalBackend(invitation=server.invitation, log_dir=Path(sys.argv[1]))
 for name in ("cpu0", "cpu1"):
     device = Device(name=name, kind=DeviceKind.CPU, memory_bytes=0)
-    backend.start(ProcessSpec(entry="integration.process_entries:echo", device=device))
+    preload = ("integration.process_entries",) if sys.argv[2] == "fork" else ()
+    backend.start(ProcessSpec(entry="integration.process_entries:echo", device=device, preload=preload))
 pids: list[int] = []
 while len(pids) < 2:
     message = server.receive()

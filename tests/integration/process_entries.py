@@ -6,12 +6,17 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from forescale.core.cluster import Device
 from forescale.core.errors import PeerGone
 from forescale.engine.channel import Channel
+
+IMPORTED_BY = os.getpid()
 
 
 def echo(channel: Channel, device: Device, config: Mapping[str, Any]) -> None:
@@ -38,9 +43,25 @@ def describe(channel: Channel, device: Device, config: Mapping[str, Any]) -> Non
             "input": sys.stdin.read(),
             "has_torch": "torch" in sys.modules,
             "device_name": device.name,
+            "imported_by": IMPORTED_BY,
+            "pid": os.getpid(),
+            "drawn": np.random.random(),  # noqa: NPY002 - as models do
         }
     )
     echo(channel, device, config)
+
+
+def print_much(channel: Any, device: Device, config: Mapping[str, Any]) -> None:
+    """Print in all ways where nothing can be written, and say that it did no harm."""
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, 1)
+    os.dup2(full, 2)
+    for _ in range(3):
+        sys.stdout.write("a line\n")
+        sys.stdout.flush()
+        traceback.print_stack()
+        subprocess.run([sys.executable, "-c", "print('a line')"], check=False)
+    channel.send({"type": "printed"})
 
 
 def fail(channel: Channel, device: Device, config: Mapping[str, Any]) -> None:

@@ -17,8 +17,9 @@ import zmq
 from forescale.core.cluster import Device, DeviceKind
 from forescale.core.errors import ChannelFailed, PeerGone
 from forescale.engine.backend import ProcessSpec
-from forescale.engine.channel import HEADER_LIMIT_BYTES, Channel, ChannelServer, Invitation, Message
+from forescale.engine.channel import Channel, ChannelServer
 from forescale.engine.local import LocalBackend
+from forescale.engine.wire import HEADER_LIMIT_BYTES, Invitation, Message
 
 DEADLINE_S = 60.0
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -14,8 +17,9 @@ from forescale.core.cluster import Device, DeviceKind
 from forescale.core.errors import InvalidInput
 from forescale.engine.backend import ProcessExit, ProcessSpec
 from forescale.engine.bootstrap import request
-from forescale.engine.channel import ChannelServer, Message
+from forescale.engine.channel import ChannelServer
 from forescale.engine.local import LocalBackend
+from forescale.engine.wire import Message
 
 DEADLINE_S = 60.0
 ENTRIES = "integration.process_entries"
@@ -175,6 +179,28 @@ def test_exit_code_and_output_are_kept(server: ChannelServer, backend: LocalBack
     assert (second.code, second.log_tail) == (0, ("told to stop",))
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+@pytest.mark.parametrize("preload", [(), (ENTRIES,)])
+def test_a_full_disk_is_no_reason_to_end(
+    server: ChannelServer, backend: LocalBackend, preload: tuple[str, ...]
+) -> None:
+    backend.start(ProcessSpec(entry=f"{ENTRIES}:print_much", device=CPU0, preload=preload))
+    received(server, "printed")
+    (end,) = next_exits(server, backend)
+    assert end.code == 0
+
+
+def test_without_room_for_a_log_a_process_starts_all_the_same(
+    server: ChannelServer, backend: LocalBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object, **__: object) -> object:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    backend.start(ProcessSpec(entry=f"{ENTRIES}:echo", device=CPU0))
+    received(server, "connected")
+
+
 def test_stop_is_not_news_and_harmless_twice(server: ChannelServer, backend: LocalBackend) -> None:
     handle = backend.start(ProcessSpec(entry=f"{ENTRIES}:echo", device=CPU0))
     received(server, "connected")
@@ -264,7 +290,14 @@ def interrupt_group(coordinator: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mode", "end"), [("wait", kill), ("wait", terminate), ("interrupt", interrupt_group)]
+    ("mode", "end"),
+    [
+        ("wait", kill),
+        ("wait", terminate),
+        ("interrupt", interrupt_group),
+        ("fork", kill),
+        ("fork", terminate),
+    ],
 )
 def test_no_orphans_however_the_coordinator_ends(
     tmp_path: Path, mode: str, end: Callable[[subprocess.Popen[str]], None]
@@ -277,8 +310,9 @@ def test_no_orphans_however_the_coordinator_ends(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's help is Linux's")
-def test_no_orphans_even_if_the_workers_cannot_act(tmp_path: Path) -> None:
-    coordinator, pids = start_coordinator(tmp_path, "wait")
+@pytest.mark.parametrize("mode", ["wait", "fork"])
+def test_no_orphans_even_if_the_workers_cannot_act(tmp_path: Path, mode: str) -> None:
+    coordinator, pids = start_coordinator(tmp_path, mode)
     with coordinator:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
@@ -299,6 +333,59 @@ def test_vanished_coordinator_is_noticed_on_the_channel(tmp_path: Path) -> None:
         assert end.code == 1
         assert end.cause == "exit code 1; last output: the coordinator is gone or refused the connection"
         assert path.read_text() == "gone"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere processes import for themselves")
+class TestForked:
+    """Processes that are forked from one that has imported what they need."""
+
+    @staticmethod
+    def described(server: ChannelServer, backend: LocalBackend, name: str, device: Device = CPU0) -> Any:
+        spec = ProcessSpec(entry=f"{ENTRIES}:describe", device=device, name=name, preload=(ENTRIES,))
+        backend.start(spec)
+        while (message := received(server, "described")).sender != name:
+            pass
+        return message.header
+
+    def test_they_are_as_private_as_others(self, server: ChannelServer, backend: LocalBackend) -> None:
+        core = min(os.sched_getaffinity(0))
+        told = self.described(server, backend, "one", replace(CPU0, cores=(core,)))
+        other = self.described(server, backend, "two", replace(CPU1, cores=(core,)))
+        assert told["imported_by"] == other["imported_by"] != told["pid"]
+        assert told["session"] == told["pid"] != other["pid"]
+        assert told["cores"] == [core]
+        assert told["environment"]["CUDA_VISIBLE_DEVICES"] == ""
+        assert (told["input"], told["ignores_interrupt"]) == ("", True)
+        assert told["drawn"] != other["drawn"]
+        assert psutil.Process(told["pid"]).name() == "one"
+        server.send("one", {"type": "stop"})
+        (end,) = next_exits(server, backend)
+        assert (end.handle.name, end.code, end.log_tail) == ("one", 0, ("told to stop",))
+
+    def test_they_outlive_what_they_were_forked_from(
+        self, server: ChannelServer, backend: LocalBackend
+    ) -> None:
+        first = self.described(server, backend, "first")
+        os.kill(first["imported_by"], signal.SIGKILL)
+        assert gone(first["imported_by"])
+        second = self.described(server, backend, "second")
+        assert second["imported_by"] != first["imported_by"]
+        os.kill(first["pid"], signal.SIGKILL)
+        (end,) = next_exits(server, backend)
+        assert (end.handle.name, end.signal) == ("first", signal.SIGKILL)
+        assert not psutil.pid_exists(first["pid"])
+
+    def test_one_that_cannot_be_forked_says_why(self, server: ChannelServer, backend: LocalBackend) -> None:
+        backend.start(ProcessSpec(entry=f"{ENTRIES}:echo", device=CPU0, preload=("no_such_module",)))
+        (end,) = next_exits(server, backend)
+        assert end.cause.startswith("the process that cpu0 is to be forked from has ended; see ")
+
+    def test_one_that_is_still_to_be_forked_can_be_stopped(
+        self, server: ChannelServer, backend: LocalBackend
+    ) -> None:
+        handle = backend.start(ProcessSpec(entry=f"{ENTRIES}:echo", device=CPU0, preload=(ENTRIES,)))
+        assert backend.stop(handle, grace_s=DEADLINE_S).signal == signal.SIGKILL
+        assert backend.exits() == ()
 
 
 def test_process_ends_when_its_standard_input_does(server: ChannelServer) -> None:

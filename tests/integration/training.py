@@ -15,12 +15,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from forescale.core.cluster import Cluster, Device, DeviceKind, Link
-from forescale.engine.channel import Message
 from forescale.engine.messages import CheckpointWritten, Repartition, Repartitioned, StepFinished
 from forescale.engine.train.engine import TrainingEngine
 from forescale.engine.train.optimizer import optimizer_template
 from forescale.engine.train.shards import Checkpoint
 from forescale.engine.train.task import TrainingTask, batch_rows, microbatch_rows, split_rows
+from forescale.engine.wire import Message
 from forescale.graph.capture import capture
 from forescale.graph.model import ModelGraph
 from forescale.plan.partition_plan import PartitionPlan, Prediction, Schedule, Shard, Stage, StagePrediction

@@ -24,6 +24,8 @@ class ProcessSpec:
         config: what the entry is told, JSON-able and small; big things travel over the channel.
         name: its address on the channel and the name of its log file, unique among living
             processes (None: the device's name).
+        preload: modules to import before the entry's. Processes with the same ones may be forked from one
+            that has imported them, so importing them must leave no threads that a fork would break.
 
     Raises:
         ValueError: ``entry`` or the name is not of that form.
@@ -34,6 +36,7 @@ class ProcessSpec:
     config: Mapping[str, Any] = field(default_factory=dict[str, Any])
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
     name: str | None = None
+    preload: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not _ENTRY.fullmatch(self.entry):
@@ -49,11 +52,17 @@ class ProcessSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessHandle:
-    """A started process; ``name`` is its address on the channel, ``device`` the device's name."""
+    """A started process.
+
+    Attributes:
+        name: its address on the channel.
+        device: the device's name.
+        pid: its number; 0: it is still to be forked.
+    """
 
     name: str
     device: str
-    pid: int
+    pid: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

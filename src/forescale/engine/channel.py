@@ -2,7 +2,7 @@
 
 ZeroMQ over TCP with CURVE: a fresh server key and a fresh client key per run. The client's secret key is the
 run's secret; it reaches workers over their standard input, and nobody without it can send or read a byte.
-On one machine a Unix socket in a folder that only its owner can enter does as well, without encryption.
+Processes of one machine that must be quick have ``engine/stream.py`` instead.
 
 A message is a msgpack header and raw buffers ("frames"), which are neither copied when sent (above 64 KiB)
 nor when received. ``engine/tensors.py`` turns tensors into frames; this module knows nothing about them.
@@ -16,17 +16,14 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
-import msgpack
 import zmq
 from zmq.utils import z85
 
 from forescale.core.errors import ChannelFailed, PeerGone
+from forescale.engine.wire import Frame, Invitation, Message, pack, unpack
 
-HEADER_LIMIT_BYTES = 16 << 20
 _ZAP_ADDRESS = "inproc://zeromq.zap.01"  # where libzmq asks whether a key may connect (ZeroMQ RFC 27)
 _ZAP_DOMAIN = b"forescale"
 _PARTINGS = (
@@ -36,9 +33,6 @@ _PARTINGS = (
     | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 )
 
-Frame = bytes | bytearray | memoryview
-"""A contiguous buffer."""
-
 
 class Waitable(Protocol):
     """Something with a file descriptor that becomes readable."""
@@ -46,40 +40,11 @@ class Waitable(Protocol):
     def fileno(self) -> int: ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Invitation:
-    """What a worker needs to connect: an address and, unless that is a Unix socket, keys (Z85 text).
-
-    It holds the run's secret: hand it over standard input or something as private, never argv or environment.
-    """
-
-    address: str
-    server_key: str = ""
-    public_key: str = ""
-    secret_key: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Message:
-    """One message.
-
-    Attributes:
-        sender: name of the process it comes from ("" for the coordinator).
-        header: what was sent, with tuples become lists.
-        frames: writable buffers of this message's own; they live as long as something refers to them.
-    """
-
-    sender: str
-    header: Mapping[str, Any]
-    frames: tuple[memoryview, ...]
-
-
 class ChannelServer:
     """The coordinator's side: any number of workers, each known by its name.
 
     Args:
         host: address of the interface to listen on, as workers reach it.
-        path: a Unix socket to listen on instead, in a folder that is private.
 
     Attributes:
         invitation: what workers need to connect.
@@ -88,7 +53,7 @@ class ChannelServer:
         ChannelFailed: this pyzmq has no CURVE, or the address cannot be bound.
     """
 
-    def __init__(self, host: str = "127.0.0.1", *, path: Path | None = None) -> None:
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self._context = zmq.Context()
         self._gate: threading.Thread | None = None
         self._router = self._context.socket(zmq.ROUTER)
@@ -96,16 +61,12 @@ class ChannelServer:
         self._router.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to nobody is an error, not silence
         self._router.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a restarted worker takes over its name
         try:
-            if path is None:
-                self.invitation = self._listen_encrypted(host)
-            else:
-                self._router.bind(f"ipc://{path}")
-                self.invitation = Invitation(address=f"ipc://{path}")
+            self.invitation = self._listen(host)
         except zmq.ZMQError as error:
             self.close()
-            raise ChannelFailed(f"cannot listen on {path or host}: {error.strerror}") from error
+            raise ChannelFailed(f"cannot listen on {host}: {error.strerror}") from error
 
-    def _listen_encrypted(self, host: str) -> Invitation:
+    def _listen(self, host: str) -> Invitation:
         if not zmq.has("curve"):
             self.close()
             raise ChannelFailed("this pyzmq was built without CURVE encryption; install pyzmq's own wheel")
@@ -137,7 +98,7 @@ class ChannelServer:
             PeerGone: no worker of that name is connected.
             ValueError: the header is larger than ``HEADER_LIMIT_BYTES``.
         """
-        packed = _pack(header)
+        packed = pack(header)
         try:
             self._router.send(to.encode(), zmq.SNDMORE)
         except zmq.ZMQError as error:
@@ -178,14 +139,6 @@ class ChannelServer:
                 structlog.get_logger().error("message_dropped", sender=sender, reason=str(error))
         return None
 
-    def fileno(self) -> int:
-        """A descriptor for event loops.
-
-        It becomes readable when something *may* have come, and only once for all that came: after it did, and
-        after every ``send``, call ``receive(0)`` until that returns None.
-        """
-        return cast(int, self._router.getsockopt(zmq.FD))
-
     def close(self, linger_s: float = 1.0) -> None:
         """Close, giving unsent messages ``linger_s`` to leave. Harmless the second time."""
         self._router.close(_milliseconds(linger_s))
@@ -217,10 +170,9 @@ class Channel:
         self._dealer = self._context.socket(zmq.DEALER)
         _configure(self._dealer)
         self._dealer.setsockopt(zmq.IDENTITY, name.encode())
-        if invitation.server_key:
-            self._dealer.setsockopt(zmq.CURVE_SERVERKEY, invitation.server_key.encode())
-            self._dealer.setsockopt(zmq.CURVE_PUBLICKEY, invitation.public_key.encode())
-            self._dealer.setsockopt(zmq.CURVE_SECRETKEY, invitation.secret_key.encode())
+        self._dealer.setsockopt(zmq.CURVE_SERVERKEY, invitation.server_key.encode())
+        self._dealer.setsockopt(zmq.CURVE_PUBLICKEY, invitation.public_key.encode())
+        self._dealer.setsockopt(zmq.CURVE_SECRETKEY, invitation.secret_key.encode())
         self._partings = self._dealer.get_monitor_socket(_PARTINGS)
         self._dealer.connect(invitation.address)
 
@@ -234,7 +186,7 @@ class Channel:
             PeerGone: the coordinator vanished or refused the connection.
             ValueError: the header is larger than ``HEADER_LIMIT_BYTES``.
         """
-        packed = _pack(header)
+        packed = pack(header)
         if self._partings.poll(0):
             self._part()
         return _send(self._dealer, packed, frames)
@@ -314,24 +266,11 @@ def _send(socket: zmq.Socket[bytes], header: bytes, frames: Sequence[Frame]) -> 
     )
 
 
-def _pack(header: Mapping[str, Any]) -> bytes:
-    packed = cast(bytes, msgpack.packb(header))
-    if len(packed) > HEADER_LIMIT_BYTES:
-        raise ValueError(f"a header of {len(packed):,} bytes; send what is large as frames")
-    return packed
-
-
 def _message(sender: str, parts: Sequence[zmq.Frame]) -> Message:
     """Decode; ValueError if it is not a header and frames."""
     if not parts:
         raise ValueError("no header")
-    packed = parts[0].buffer
-    if packed.nbytes > HEADER_LIMIT_BYTES:
-        raise ValueError(f"a header of {packed.nbytes:,} bytes")
-    try:
-        header = msgpack.unpackb(packed)
-    except msgpack.UnpackException as error:
-        raise ValueError(str(error)) from error
+    header = unpack(parts[0].buffer)
     if not isinstance(header, dict):
         raise ValueError("the header is not a mapping")
     frames = tuple(part.buffer for part in parts[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -14,13 +15,14 @@ from collections.abc import Iterable
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import BinaryIO, Self
 
 from forescale.core.cluster import Device, DeviceKind
 from forescale.core.errors import InvalidInput, RunFailed
 from forescale.engine.backend import ProcessExit, ProcessHandle, ProcessSpec
 from forescale.engine.bootstrap import request
-from forescale.engine.channel import Invitation
+from forescale.engine.nursery import Forked, Nursery, adopt_orphans
+from forescale.engine.wire import Invitation
 
 _SOURCE_ROOT = str(Path(__file__).resolve().parents[2])
 _PROGRAM = """\
@@ -48,7 +50,7 @@ class _Child:
     """
 
     handle: ProcessHandle
-    popen: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Forked
     lifeline: int
     log_path: Path
     log_start_bytes: int
@@ -71,6 +73,7 @@ class LocalBackend:
         self._invitation = invitation
         self._log_dir = log_dir
         self._children: dict[ProcessHandle, _Child] = {}
+        self._nurseries: dict[object, Nursery] = {}
         self._ended: deque[_Child] = deque()
         self._news, self._wake = os.pipe()
         os.set_blocking(self._news, False)
@@ -93,26 +96,18 @@ class LocalBackend:
         log_path = self._log_dir / f"{name}.log"
         child_end, parent_end = os.pipe()
         try:
-            self._log_dir.mkdir(parents=True, exist_ok=True)
-            with log_path.open("ab") as log:
+            with _open_log(log_path) as log:
                 log_start_bytes = log.tell()
-                popen = subprocess.Popen(
-                    [sys.executable, "-u", "-P", "-c", _PROGRAM, _SOURCE_ROOT, name],
-                    stdin=child_end,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                    start_new_session=True,
-                )
+                process = self._begin(spec, environment, child_end, log.fileno())
         except OSError as error:
             os.close(parent_end)
             raise RunFailed(f"cannot start a process for {name}: {error}") from error
         finally:
             os.close(child_end)
-        handle = ProcessHandle(name=name, device=spec.device.name, pid=popen.pid)
+        handle = ProcessHandle(name=name, device=spec.device.name, pid=process.pid)
         child = _Child(
             handle=handle,
-            popen=popen,
+            process=process,
             lifeline=parent_end,
             log_path=log_path,
             log_start_bytes=log_start_bytes,
@@ -122,6 +117,31 @@ class LocalBackend:
             _write(parent_end, message)
         threading.Thread(target=self._watch, args=(child,), daemon=True).start()
         return handle
+
+    def _begin(
+        self, spec: ProcessSpec, environment: dict[str, str], stdin: int, stdout: int
+    ) -> subprocess.Popen[bytes] | Forked:
+        # A process that has touched CUDA cannot be forked, and some library may do so when it is imported.
+        if spec.preload and sys.platform == "linux" and spec.device.kind is DeviceKind.CPU:
+            return Forked(self._nursery(spec.preload, environment), spec.address, stdin, stdout)
+        return subprocess.Popen(
+            [sys.executable, "-u", "-P", "-c", _PROGRAM, _SOURCE_ROOT, spec.address],
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def _nursery(self, modules: tuple[str, ...], environment: dict[str, str]) -> Nursery:
+        kind = modules, tuple(sorted(environment.items()))
+        known = self._nurseries.get(kind)
+        if known is None or known.is_lost:
+            if known is not None:
+                known.close()
+            with _open_log(self._log_dir / "nursery.log") as log:
+                known = self._nurseries[kind] = Nursery(modules, environment, log)
+        return known
 
     def stop(self, handle: ProcessHandle, grace_s: float) -> ProcessExit:
         """End a process: SIGTERM, and after ``grace_s`` SIGKILL to it and all it started; how it ended.
@@ -134,8 +154,7 @@ class LocalBackend:
 
     def kill(self, handle: ProcessHandle) -> None:
         """End a process and all it started at once, without waiting: ``exits`` tells when it is gone."""
-        if not self._children[handle].end.done():
-            _signal_group(handle.pid, signal.SIGKILL)
+        _signal(self._children[handle], signal.SIGKILL)
 
     def exits(self) -> tuple[ProcessExit, ...]:
         """What ended since last asked, each once, without those ended by ``stop``. Does not wait."""
@@ -154,7 +173,11 @@ class LocalBackend:
         """Stop everything still running. Harmless the second time."""
         if self._closed:
             return
+        for nursery in self._nurseries.values():
+            nursery.close()
         self._end(tuple(self._children.values()), grace_s)
+        if self._nurseries:
+            adopt_orphans(False)
         self._closed = True
         os.close(self._news)
         os.close(self._wake)
@@ -170,21 +193,27 @@ class LocalBackend:
         running = [child for child in children if not child.end.done()]
         for child in running:
             child.stopped = True
-            _signal_group(child.handle.pid, signal.SIGTERM)
+            _signal(child, signal.SIGTERM)
         wait((child.end for child in running), timeout=grace_s)
         for child in running:
-            if not child.end.done():
-                _signal_group(child.handle.pid, signal.SIGKILL)
+            _signal(child, signal.SIGKILL)
         wait(child.end for child in running)
 
     def _watch(self, child: _Child) -> None:
         """Wait for the end of a process, in a thread of its own."""
-        status = child.popen.wait()
-        _signal_group(child.handle.pid, signal.SIGKILL)  # what it started must not outlive it
+        try:
+            status, failed = child.process.wait(), ""
+        except RunFailed as error:
+            status, failed = 1, str(error)
+        _signal(child, signal.SIGKILL)  # what it started must not outlive it
         os.close(child.lifeline)
         self._ended.append(child)
         os.write(self._wake, b".")
-        child.end.set_result(_describe(child, status))  # last: ``close`` may follow at once
+        child.end.set_result(_describe(child, status, failed))  # ``close`` may follow at once
+        if child.process.pid:
+            with contextlib.suppress(ChildProcessError):  # no more of what it had started is ours now
+                while True:
+                    os.waitpid(-child.process.pid, 0)
 
 
 def _environment(spec: ProcessSpec) -> dict[str, str]:
@@ -211,20 +240,38 @@ def _visible_accelerator(device: Device) -> str:
     return ordinals[device.index].strip()
 
 
+def _open_log(path: Path) -> BinaryIO:
+    """A file to append to; without room for one on the disk, what is printed is lost."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("ab")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return open(os.devnull, "ab")
+
+
 def _write(descriptor: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _signal_group(leader: int, number: signal.Signals) -> None:
+def _signal(child: _Child, number: signal.Signals) -> None:
+    """To a process and all it has started; one that is still to be forked ends as soon as it is."""
+    process = child.process
+    if isinstance(process, Forked):
+        process.call_off()
     # Nobody left to tell is what we want; macOS says "not permitted" for a group of zombies.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(leader, number)
+    if process.pid and not child.end.done():
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
 
 
-def _describe(child: _Child, status: int) -> ProcessExit:
+def _describe(child: _Child, status: int, failed: str) -> ProcessExit:
     tail = _tail(child)
+    if failed:
+        return ProcessExit(handle=child.handle, code=status, signal=None, cause=failed, log_tail=tail)
     if status < 0:
         code, number = None, -status
         cause = f"killed by {_signal_name(number)}{_HINTS.get(number, '')}"

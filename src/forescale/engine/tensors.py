@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from forescale.engine.channel import Frame
+from forescale.engine.wire import Frame
 
 
 def pack(tensors: Mapping[str, Tensor]) -> tuple[list[dict[str, Any]], list[memoryview]]:

@@ -14,8 +14,9 @@ import torch.distributed as dist
 from forescale.core.cluster import Cluster, DeviceKind
 from forescale.core.errors import InvalidInput, PeerGone, RunFailed, WorkerLost
 from forescale.engine.backend import ProcessBackend, ProcessHandle, ProcessSpec
-from forescale.engine.channel import ChannelServer, Message
+from forescale.engine.channel import ChannelServer
 from forescale.engine.local import LocalBackend
+from forescale.engine.wire import Message
 
 START_LIMIT_S = 120
 _EXIT_NEWS_S = 2.0  # a worker that lost its peer complains before the kernel tells us the peer is dead

@@ -16,7 +16,6 @@ import torch
 
 from forescale.core.cluster import Cluster
 from forescale.core.errors import CheckpointFailed, RunFailed, TaskFailed
-from forescale.engine.channel import Message
 from forescale.engine.messages import (
     Binding,
     CheckpointWritten,
@@ -36,6 +35,7 @@ from forescale.engine.train.profiling import WorkerProfile
 from forescale.engine.train.shards import Checkpoint, Shard, checkpoint_path, complete
 from forescale.engine.train.task import Batch, TrainingTask, batch_rows, microbatch_rows, split_rows
 from forescale.engine.train.wiring import fed_inputs
+from forescale.engine.wire import Message
 from forescale.graph.capture import CapturedModel
 from forescale.plan.moves import held_by, holdings
 from forescale.plan.partition_plan import PartitionPlan, replica_groups

@@ -10,9 +10,9 @@ from typing import Any
 import cloudpickle
 import torch
 
-from forescale.engine.channel import Message
 from forescale.engine.tensors import pack, unpack
 from forescale.engine.train.task import map_batch
+from forescale.engine.wire import Message
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from forescale.core.cluster import Device
-from forescale.engine.channel import Channel, Message
+from forescale.engine.channel import Channel
 from forescale.engine.messages import StageReport
 from forescale.engine.tensors import pack, unpack
 from forescale.engine.train.assignment import Assignment
@@ -34,6 +34,7 @@ from forescale.engine.train.stage import CompiledStage, Microbatch
 from forescale.engine.train.stopwatch import Activity, Stopwatch
 from forescale.engine.train.task import split_rows
 from forescale.engine.train.turns import DeviceExecutor
+from forescale.engine.wire import Message
 from forescale.graph.kernels import measure_peak_bytes
 from forescale.graph.model import ModelGraph
 from forescale.graph.program import register_operators
