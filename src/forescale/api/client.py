@@ -197,6 +197,7 @@ class Client(RolloutRequests):
         max_wait_ms: float | None = None,
         timeout_s: float | None = None,
         queue: int | None = None,
+        max_threads: int | None = None,
     ) -> Object:
         """Ask for a version to be served; the deployment, with its ``state``.
 
@@ -209,6 +210,7 @@ class Client(RolloutRequests):
             max_wait_ms: how long a batch waits for more rows though a replica is free; None: not at all.
             timeout_s: after which requests that name no time are refused; None: 30.
             queue: most requests that wait; None: 10,000.
+            max_threads: most threads of a replica on CPUs; None: as many as its device has cores.
         """
         wanted = {
             "version": version,
@@ -220,6 +222,7 @@ class Client(RolloutRequests):
             "max_wait_ms": max_wait_ms,
             "timeout_s": timeout_s,
             "queue": queue,
+            "max_threads": max_threads,
         }
         return self._ask("PUT", f"/deployments/{_quoted(model)}", params={"by": self._user}, json=wanted)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from forescale.api.http import Strict
-from forescale.registry.records import LAST_PRIORITY, DeploymentSpec
+from forescale.registry.records import LAST_PRIORITY, MOST_THREADS, DeploymentSpec
 
 _MOST_REPLICAS = 10_000
 
@@ -22,6 +22,7 @@ class NewDeployment(Strict):
     max_wait_ms: float | None = Field(default=None, ge=0.0)
     timeout_s: float | None = Field(default=None, gt=0.0)
     queue: int | None = Field(default=None, ge=1)
+    max_threads: int | None = Field(default=None, ge=1, le=MOST_THREADS)
 
     def spec(self, model: str, number: int) -> DeploymentSpec:
         """The deployment of that version.
@@ -40,4 +41,5 @@ class NewDeployment(Strict):
             max_wait_s=None if self.max_wait_ms is None else self.max_wait_ms / 1e3,
             timeout_s=self.timeout_s,
             queue=self.queue,
+            max_threads=self.max_threads,
         )

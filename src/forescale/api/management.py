@@ -315,6 +315,7 @@ class _Routes:
             "max_wait_ms": spec.max_wait_s and spec.max_wait_s * 1e3,
             "timeout_s": spec.timeout_s,
             "queue": spec.queue,
+            "max_threads": spec.max_threads,
             "deployed_at_s": deployment.deployed_at_s,
             "deployed_by": deployment.deployed_by,
             "previous_version": deployment.previous,

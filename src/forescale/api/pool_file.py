@@ -29,7 +29,8 @@ from forescale.core.errors import InvalidInput
 from forescale.registry.records import check_name
 from forescale.registry.registry import Registry
 
-_SHORT = {"min": "min_replicas", "max": "max_replicas"}  # as the options of ``forescale deploy`` are called
+# As the options of ``forescale deploy`` are called.
+_SHORT = {"min": "min_replicas", "max": "max_replicas", "threads": "max_threads"}
 _BY = "pool file"
 
 

@@ -17,9 +17,12 @@ import uvloop
 
 from forescale.api.auth import TokenCheck
 from forescale.api.deployment_requests import NewDeployment
+from forescale.api.knowledge_file import kept
 from forescale.api.management import management
 from forescale.api.pool_file import deploy_wanted
+from forescale.control.knowledge import Knowledge
 from forescale.control.pool import Pool
+from forescale.control.scale import ScalingRules
 from forescale.core.clock import SystemClock
 from forescale.core.errors import InvalidInput
 from forescale.engine.serve.adoption import DataPlane, PlaneOptions
@@ -36,6 +39,7 @@ class ServerPlan:
         state: folder that holds everything that must survive a restart, and logs.
         plane: what the data plane is started with.
         lease_s: how long that goes on by itself if this process is lost and nobody takes its place.
+        is_forecast: whether models are scaled ahead of demand, or by what is seen of it alone.
         trust: whether code in models' files may run.
         database: URL; None: SQLite in ``state``.
         artifacts: URL of the artifact store; None: a folder in ``state``.
@@ -47,6 +51,7 @@ class ServerPlan:
     state: Path
     plane: PlaneOptions = field(default_factory=PlaneOptions)
     lease_s: float = 300.0
+    is_forecast: bool = True
     trust: bool = False
     database: str | None = None
     artifacts: str | None = None
@@ -86,8 +91,18 @@ async def _serve(plan: ServerPlan, on_ready: Callable[[str], None]) -> None:
         deploy_wanted(registry, plan.deployments, plan.state / "deployed.json")
         plane = DataPlane(plan.state, plan.plane, lease_s=plan.lease_s)
         ending = stack.enter_context(_signals(plane))
+        knowledge = Knowledge(clock.monotonic_s() - clock.wall_s())
+        await stack.enter_async_context(kept(knowledge, plan.state / "knowledge", clock))
         await plane.open()
-        pool = Pool(registry=registry, plane=plane, clock=clock, trust=plan.trust, checks=plan.checks)
+        pool = Pool(
+            registry=registry,
+            plane=plane,
+            clock=clock,
+            trust=plan.trust,
+            scaling=ScalingRules() if plan.is_forecast else ScalingRules(level=None),
+            checks=plan.checks,
+            knowledge=knowledge,
+        )
         pool.rollouts.url = plane.url
         routes = management(registry, pool, _incoming(plan.state))
         api = TokenCheck(routes, plan.tokens) if plan.tokens else routes

@@ -107,6 +107,7 @@ class DeploymentShape(TypedDict):
     max_wait_ms: float | None
     timeout_s: float | None
     queue: int | None
+    max_threads: int | None
     deployed_at_s: float
     deployed_by: str
     previous_version: Number | None

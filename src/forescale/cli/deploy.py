@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -68,6 +69,15 @@ RequestTimeout = Annotated[
 Queue = Annotated[
     int | None, typer.Option("--queue", min=1, metavar="N", help="Most requests that wait. Default: 10000.")
 ]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=1,
+        metavar="N",
+        help="Most threads of a replica on CPUs. Default: as many as its device has cores.",
+    ),
+]
 Wait = Annotated[bool, typer.Option("--wait", help="Return when it serves, or say why it cannot.")]
 Timeout = Annotated[
     float, typer.Option("--wait-s", min=0.1, metavar="S", help="Longest wait of --wait, in seconds.")
@@ -86,6 +96,7 @@ def deploy(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatu
     max_wait_ms: MaxWait = None,
     timeout_s: RequestTimeout = None,
     queue: Queue = None,
+    threads: Threads = None,
     canary: rollouts.Canary = None,
     shadow: rollouts.Shadow = None,
     blue_green: rollouts.BlueGreen = False,
@@ -136,6 +147,7 @@ def deploy(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatu
             max_wait_ms=max_wait_ms,
             timeout_s=timeout_s,
             queue=queue,
+            max_threads=threads,
         )
         label = f"{name}@{deployment['version']}"
         if wait:
@@ -222,7 +234,18 @@ def _picture(client: Client) -> RenderableType:
         ">failed",
         "why",
     )
-    replicas = table("Replicas", "replica", "device", "state", ">lost", "last cause")
+    replicas = table(
+        "Replicas",
+        "replica",
+        "device",
+        "process",
+        ">others in it",
+        ">threads",
+        "state",
+        ">lost",
+        "last cause",
+    )
+    held = Counter(replica["process"] for found in deployments for replica in found["replicas"])
     for found in deployments:
         ready = sum(replica["state"] == "serving" for replica in found["replicas"])
         counts = found["requests"]
@@ -238,6 +261,9 @@ def _picture(client: Client) -> RenderableType:
             replicas.add_row(
                 replica["name"],
                 replica["device"],
+                replica["process"] or "",
+                str((replica["process"] and held[replica["process"]] - 1) or ""),
+                str(replica["threads"] or ""),
                 replica["state"],
                 str(replica["attempts"] or ""),
                 replica["cause"] or "",

@@ -99,6 +99,13 @@ Lease = Annotated[
 ]
 
 
+Forecast = Annotated[
+    bool,
+    typer.Option(
+        "--forecast/--no-forecast",
+        help="Scale models ahead of demand, or by what is seen of it alone.",
+    ),
+]
 Checks = Annotated[
     list[str] | None,
     typer.Option(
@@ -144,6 +151,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
     artifacts: Artifacts = None,
     gateways: Gateways = 1,
     lease_s: Lease = 300.0,
+    forecast: Forecast = True,
     check: Checks = None,
     token_file: TokenFile = None,
     access_log: AccessLog = None,
@@ -171,6 +179,7 @@ def serve(  # noqa: PLR0913, PLR0917 - typer takes the options from the signatur
             gateways=gateways,
         ),
         lease_s=lease_s,
+        is_forecast=forecast,
         deployments=context.obj or {},
         tokens=read_tokens(token_file) if token_file else (),
         trust=trust,

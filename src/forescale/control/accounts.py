@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
+from forescale.control.knowledge import Knowledge
 from forescale.control.memory import Memory, Version, guessed_bytes, refusal
 from forescale.core.errors import NoRoom
 from forescale.engine.serve.orders import PlaneState
@@ -15,8 +16,9 @@ from forescale.registry.registry import Registry
 class Accounts:
     """Use it in the thread of its event loop."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, registry: Registry, knowledge: Knowledge) -> None:
         self._registry = registry
+        self._knowledge = knowledge
         self._file_bytes: dict[Version, int] = {}
 
     async def learn(self, versions: Iterable[Version]) -> None:
@@ -29,22 +31,20 @@ class Accounts:
         if unknown:
             self._file_bytes |= await asyncio.to_thread(self._registry.file_bytes, unknown)
 
-    def memory(self, seen: PlaneState) -> Memory:
-        """Of a data plane's devices, and what versions take of it."""
-        measured = {
-            (version.model, int(version.version)): version.model_bytes
-            for version in seen.versions
-            if version.model_bytes is not None
-        }
+    def memory(self, seen: PlaneState, small: frozenset[Version]) -> Memory:
+        """Of a data plane's devices, and what versions take of it, small ones in processes with others."""
+        self._knowledge.look(seen.versions)
+        measured = self._knowledge.model_bytes
         guessed = {version: guessed_bytes(size_bytes) for version, size_bytes in self._file_bytes.items()}
         return Memory(
             room_bytes=seen.room_bytes,
             process_bytes=seen.process_bytes,
             model_bytes={**guessed, **measured},
             measured=frozenset(measured),
+            small=small,
         )
 
-    async def check(self, spec: DeploymentSpec, seen: PlaneState) -> None:
+    async def check(self, spec: DeploymentSpec, seen: PlaneState, small: frozenset[Version]) -> None:
         """Whether the pool can hold a deployment beside what the others have at least.
 
         Raises:
@@ -61,6 +61,6 @@ class Accounts:
         await self.learn((version, *least))
         if not seen.devices:
             return  # they are not known yet
-        reason = refusal(version, max(1, spec.min_replicas), least, seen.devices, self.memory(seen))
+        reason = refusal(version, max(1, spec.min_replicas), least, seen.devices, self.memory(seen, small))
         if reason is not None:
             raise NoRoom(reason)

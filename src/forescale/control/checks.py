@@ -21,6 +21,22 @@ async def run_check(command: str, environment: Mapping[str, str], limit_s: float
     Args:
         environment: added to this process's own.
     """
+    unwanted = asyncio.Event()
+    running = asyncio.create_task(_run(command, environment, limit_s, unwanted))
+    # However often this is cancelled, the process is started, killed and waited for without being disturbed.
+    while not running.done():
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            unwanted.set()
+    if unwanted.is_set():
+        raise asyncio.CancelledError
+    return running.result()
+
+
+async def _run(
+    command: str, environment: Mapping[str, str], limit_s: float, unwanted: asyncio.Event
+) -> tuple[bool, str]:
     try:
         process = await asyncio.create_subprocess_exec(
             *shlex.split(command),
@@ -32,19 +48,27 @@ async def run_check(command: str, environment: Mapping[str, str], limit_s: float
         )
     except (OSError, ValueError) as error:
         return False, f"cannot run {command}: {error}"
-    assert process.stdout is not None
-    said = b""
+    saying = asyncio.create_task(_last_said(process))
+    leaving = asyncio.create_task(unwanted.wait())
     try:
-        async with asyncio.timeout(limit_s):
-            while chunk := await process.stdout.read(_KEPT_BYTES):
-                said = (said + chunk)[-_KEPT_BYTES:]
-            code = await process.wait()
-    except TimeoutError:
-        return False, f"no answer in {limit_s:g} s"
+        await asyncio.wait((saying, leaving), timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
     finally:
+        leaving.cancel()
+        saying.cancel()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        code = await process.wait()
+    if not saying.done() or saying.cancelled():
+        return False, f"no answer in {limit_s:g} s"
+    return code == 0, saying.result() or f"exit code {code}"
+
+
+async def _last_said(process: asyncio.subprocess.Process) -> str:
+    """The last line that a process has printed when it has ended."""
+    assert process.stdout is not None
+    said = b""
+    while chunk := await process.stdout.read(_KEPT_BYTES):
+        said = (said + chunk)[-_KEPT_BYTES:]
+    await process.wait()
     lines = said.decode(errors="replace").split("\n")
-    last = next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {code}")
-    return code == 0, last[:_LINE_LIMIT]
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")[:_LINE_LIMIT]

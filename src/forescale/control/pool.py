@@ -6,17 +6,20 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, assert_never
+from typing import Any, assert_never
 
 import structlog
 
 from forescale.control.accounts import Accounts
+from forescale.control.data_plane import DataPlane
 from forescale.control.diary import Diary
+from forescale.control.homes import Homes
+from forescale.control.knowledge import Knowledge
 from forescale.control.memory import Memory, size
-from forescale.control.observation import observe
+from forescale.control.observation import observe, replica_as_json
 from forescale.control.rollouts import Rollouts
+from forescale.control.scale import ScalingRules
 from forescale.control.scaler import Scaler
-from forescale.control.scaling import ScalingRules
 from forescale.control.serving import (
     Command,
     Serve,
@@ -35,7 +38,6 @@ from forescale.engine.serve import orders
 from forescale.engine.serve.formats import Order, format_named
 from forescale.engine.serve.messages import Load
 from forescale.engine.serve.plane import within
-from forescale.engine.serve.roster import Replica as PlaneReplica
 from forescale.engine.serve.roster import State
 from forescale.registry.records import MOST_ROWS, Deployment, DeploymentSpec, Happening
 from forescale.registry.registry import Registry
@@ -47,30 +49,13 @@ _BY = "forescale"
 _HOPELESS_LOSSES = 2  # in a row, with no replica of that version getting ready between
 
 
-class DataPlane(Protocol):
-    """Who serves; ``engine.serve.adoption.DataPlane`` does."""
-
-    async def exchange(
-        self, commands: Sequence[orders.Command] = (), *, acknowledged: int = 0, wait_s: float = 0.0
-    ) -> orders.PlaneState:
-        """Give commands and learn how things are, at the latest after ``wait_s``. One at a time.
-
-        Raises:
-            PeerGone: the data plane is gone, and all it served; another one is there at the next call.
-        """
-        ...
-
-    def answer_now(self) -> None:
-        """Let the exchange under way, or else the next one, end at once."""
-        ...
-
-
 class Pool:
     """What one server serves. Use it in the thread of its event loop.
 
     Args:
         trust: whether code in models' files may run.
         checks: commands that rollouts may ask for, by name.
+        knowledge: of before; gets what is learned.
 
     Attributes:
         rollouts: what takes them further.
@@ -85,6 +70,7 @@ class Pool:
         trust: bool = False,
         scaling: ScalingRules | None = None,
         checks: Mapping[str, str] | None = None,
+        knowledge: Knowledge | None = None,
     ) -> None:
         self._registry = registry
         self._plane = plane
@@ -99,7 +85,8 @@ class Pool:
         self._faults: dict[Version, str] = {}
         self._losses: Counter[Version] = Counter()
         self._preparing: set[Version] = set()
-        self._accounts = Accounts(registry)
+        knowledge = knowledge or Knowledge()
+        self._accounts = Accounts(registry, knowledge)
         self._memory = Memory()
         self._short: dict[Version, Short] = {}
         self._diary = Diary(registry)
@@ -107,7 +94,8 @@ class Pool:
         self._news = asyncio.Event()
         self.change = 0
         self.is_ending = False
-        self._scaler = Scaler(scaling)
+        self._scaler = Scaler(scaling, knowledge)
+        self._homes = Homes((scaling or ScalingRules()).latency_s, knowledge)
         self.rollouts = Rollouts(registry.rollouts, clock, checks or {}, self._read_again)
 
     # ---- what others ask -------------------------------------------------------------------------------
@@ -139,8 +127,8 @@ class Pool:
             NoRoom: it cannot, beside what the others have at least.
             RegistryFailed: what is deployed cannot be read.
         """
-        await self._accounts.check(spec, self._seen)
-        self._memory = self._accounts.memory(self._seen)
+        await self._accounts.check(spec, self._seen, self._homes.small)
+        self._memory = self._accounts.memory(self._seen, self._homes.small)
         observed = observe(self._seen, self._faults, self._memory)
         commands = step([spec], observed, {spec.model: max(1, spec.min_replicas)})
         return next((self._told(command) for command in commands if isinstance(command, Short)), None)
@@ -183,7 +171,7 @@ class Pool:
             "replica_bytes": self._memory.replica_bytes((spec.model, spec.number)),
             "scaling": scaling,
             "change": self.change,
-            "replicas": [_replica_as_json(replica) for replica in replicas],
+            "replicas": [replica_as_json(replica) for replica in replicas],
             "requests": self._counts(spec.model),
             "versions": [
                 {"version": int(each.version), "requests": dict(each.outcomes)}
@@ -230,7 +218,7 @@ class Pool:
         if self._wanted is None:
             return ()  # what is deployed is not known yet
         now_s = self._clock.monotonic_s()
-        self._memory = self._accounts.memory(self._seen)
+        self._memory = self._accounts.memory(self._seen, self._homes.small)
         for happening in await self._scaler.decide(self._wanted, self._seen, now_s, self._memory):
             self._diary.put(happening)
         steered = self._scaler.steer(self._wanted, self._seen)
@@ -239,7 +227,11 @@ class Pool:
             error = self._error_of((model, rollout.spec.number))
             self.rollouts.look(rollout, self._seen, counts.get(model, 1), error, self._tasks)
         observed = observe(self._seen, self._faults, self._memory)
-        commands = step(self._wanted, observed, counts, self._running)
+        tried = self._running.keys()
+        homes = self._homes.decide(
+            self._wanted, self._seen, counts, self._memory, rollouts=tried, now_s=now_s
+        )
+        commands = step(self._wanted, observed, counts, self._running, homes)
         self._short = {command.version: command for command in commands if isinstance(command, Short)}
         self._tell()
         return [*(order for command in commands for order in self._order(command)), *steered]
@@ -277,12 +269,12 @@ class Pool:
         match command:
             case Serve(version=version):
                 if version in self._loads:
-                    yield orders.Serve(load=self._loads[version])
+                    yield orders.Serve(load=self._scaler.told(self._loads[version]))
                 elif version not in self._preparing:
                     self._preparing.add(version)
                     self._tasks.create_task(self._prepare(version))
-            case StartReplica(version=(model, number), device=device):
-                yield orders.StartReplica(model=model, version=str(number), device=device)
+            case StartReplica(version=(model, number), device=device, house=house):
+                yield orders.StartReplica(model=model, version=str(number), device=device, house=house)
             case StopReplica(name=name):
                 yield orders.StopReplica(name=name)
             case SetRoute(model=model, route=route):
@@ -384,15 +376,3 @@ def _version_of(replica: str) -> Version:
     """A replica is named MODEL.VERSION.NUMBER."""
     model, number, _ = replica.rsplit(".", 2)
     return model, int(number)
-
-
-def _replica_as_json(replica: PlaneReplica) -> dict[str, Any]:
-    return {
-        "name": replica.name,
-        "version": int(replica.version),
-        "device": replica.device,
-        "state": replica.state.value,
-        "process": replica.process,
-        "attempts": replica.attempts,
-        "cause": replica.cause,
-    }

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from forescale.control.houses import Home
 from forescale.control.memory import Memory, Room, Version
 from forescale.control.rollout import replicas, route
 from forescale.engine.serve.routing import Route
@@ -33,12 +34,13 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replica:
-    """A replica that there is."""
+    """A replica that there is; those of one house are in one process."""
 
     name: str
     version: Version
     device: str
     phase: Phase
+    house: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +75,11 @@ class Serve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartReplica:
+    """In the process of a house, if it is named, else in one of its own."""
+
     version: Version
     device: str
+    house: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,19 +121,25 @@ def step(
     seen: Observation,
     counts: Mapping[str, int] | None = None,
     rollouts: Mapping[str, Rollout] | None = None,
+    homes: Mapping[Version, Home] | None = None,
 ) -> tuple[Command, ...]:
     """What to do, in this order.
 
     Args:
         counts: replicas that a model is to have now; where nothing is said, what its deployment allows.
         rollouts: that run, by model. One from another version than the deployed one has ended meanwhile.
+        homes: of versions whose replica is to share a process; all others are to have processes of their own.
     """
     room = Room(seen.devices, seen.memory)
     for replica in seen.replicas:
-        room.put(replica.version, replica.device)
+        room.put(replica.version, replica.device, replica.house)
+    there = {(replica.version, replica.house) for replica in seen.replicas}
+    for version, home in (homes or {}).items():
+        if (version, home.house) not in there:
+            room.put(version, home.device, home.house)
     commands: list[Command] = []
     known = {*seen.served, *seen.withdrawn}
-    index = _Index(seen)
+    index = _Index(seen, homes or {})
     for spec in wanted:
         rollout = (rollouts or {}).get(spec.model)
         if rollout is not None and rollout.spec.stable != spec.number:
@@ -156,18 +167,28 @@ class _Index:
         ready: replicas that answer, of versions that take requests.
     """
 
-    def __init__(self, seen: Observation) -> None:
+    def __init__(self, seen: Observation, homes: Mapping[Version, Home]) -> None:
         self.seen = seen
+        self.homes = homes
         self.served: defaultdict[str, list[Version]] = defaultdict(list)
         for version in sorted(seen.served):
             self.served[version[0]].append(version)
         self.replicas: defaultdict[Version, list[Replica]] = defaultdict(list)
         self.ready: Counter[Version] = Counter()
+        self._residents: Counter[str | None] = Counter()
         for replica in seen.replicas:
             if replica.phase is not Phase.LEAVING:
                 self.replicas[replica.version].append(replica)
+                self._residents[replica.house] += 1
             if replica.phase is Phase.READY and replica.version in seen.served:
                 self.ready[replica.version] += 1
+
+    def is_at_home(self, replica: Replica) -> bool:
+        """Whether it is in the process in which it is to be."""
+        home = self.homes.get(replica.version)
+        if home is None:
+            return replica.house is None or self._residents[replica.house] == 1
+        return replica.house == home.house
 
 
 def _towards(
@@ -206,8 +227,13 @@ def _staffed(version: Version, least: int, most: int, index: _Index, room: Room)
     if version not in seen.served:
         yield Serve(version=version)
     mine = index.replicas[version]
+    home = index.homes.get(version)
+    at_home = [replica for replica in mine if index.is_at_home(replica)]
     own = Counter(replica.device for replica in mine)
-    for lacking in range(least - len(mine), 0, -1):
+    for lacking in range(least - len(at_home), 0, -1):
+        if home is not None:
+            yield StartReplica(version=version, device=home.device, house=home.house)
+            continue
         device = room.place(version, own)
         if device is None:
             missing_bytes = room.missing_bytes(version, lacking)
@@ -215,9 +241,18 @@ def _staffed(version: Version, least: int, most: int, index: _Index, room: Room)
             break
         own[device] += 1
         yield StartReplica(version=version, device=device)
-    # Those that are not ready cost least to lose; of the others the newest go.
-    surplus = sorted(mine, key=lambda replica: replica.phase is not Phase.READY)[most:]
-    yield from (StopReplica(name=replica.name) for replica in surplus)
+    yield from (StopReplica(name=replica.name) for replica in _surplus(mine, at_home, most))
+
+
+def _surplus(mine: Sequence[Replica], at_home: Sequence[Replica], most: int) -> Sequence[Replica]:
+    """Those that are not ready cost least to lose; of the others the newest go.
+
+    One that is elsewhere goes on until the one that takes its place is ready.
+    """
+    coming = sum(replica.phase is not Phase.READY for replica in at_home)
+    if len(at_home) < len(mine) and most:
+        most += coming
+    return sorted(mine, key=lambda each: (each.phase is not Phase.READY, each not in at_home))[most:]
 
 
 def _routed(model: str, wanted: Route, seen: Observation) -> Iterator[Command]:

@@ -16,6 +16,7 @@ _TEXT_LIMIT = 200
 LAST_PRIORITY = 1000
 MOST_ROWS = 4096
 """Of a batch."""
+MOST_THREADS = 1024
 
 _LONGEST_WAIT_S = 10.0
 
@@ -80,6 +81,7 @@ class DeploymentSpec:
         max_wait_s: how long a batch that is not full waits for more though a replica is free.
         timeout_s: after which requests that name no time are refused.
         queue: most requests that wait.
+        max_threads: most threads of a replica on CPUs.
 
     Raises:
         InvalidInput: the numbers of replicas contradict each other, or a figure is out of range.
@@ -95,6 +97,7 @@ class DeploymentSpec:
     max_wait_s: float | None = None
     timeout_s: float | None = None
     queue: int | None = None
+    max_threads: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_replicas <= self.max_replicas or self.max_replicas < 1:
@@ -106,6 +109,8 @@ class DeploymentSpec:
             raise InvalidInput(f"{self.model}: a latency of {self.latency_s} s is not possible")
         if not 1 <= self.priority <= LAST_PRIORITY:
             raise InvalidInput(f"{self.model}: priorities go from 1 (first) to {LAST_PRIORITY}")
+        if self.max_threads is not None and not 1 <= self.max_threads <= MOST_THREADS:
+            raise InvalidInput(f"{self.model}: a replica has from 1 to {MOST_THREADS} threads")
         self._check_queue()
 
     def _check_queue(self) -> None:

@@ -222,6 +222,7 @@ class Registry:
             "max_wait_s": spec.max_wait_s,
             "timeout_s": spec.timeout_s,
             "queue": spec.queue,
+            "max_threads": spec.max_threads,
         }
         with self._database.writing() as connection:
             _find(connection, spec.model, spec.number)
@@ -362,6 +363,7 @@ def _deployment(row: Row[Any]) -> Deployment:
         max_wait_s=row.max_wait_s,
         timeout_s=row.timeout_s,
         queue=row.queue,
+        max_threads=row.max_threads,
     )
     return Deployment(
         spec=spec, deployed_at_s=row.deployed_at_s, deployed_by=row.deployed_by, previous=row.previous

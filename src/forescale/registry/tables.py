@@ -65,6 +65,7 @@ deployments = Table(
     Column("max_wait_s", Float(53)),
     Column("timeout_s", Float(53)),
     Column("queue", Integer),
+    Column("max_threads", Integer),
     Column("deployed_at_s", Float(53), nullable=False),
     Column("deployed_by", String(200), nullable=False),
     Column("previous", Integer),

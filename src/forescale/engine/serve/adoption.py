@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -30,6 +29,7 @@ from forescale.engine.serve.logs import last_line
 from forescale.engine.serve.middleware import Middleware
 from forescale.engine.serve.orders import Command, End, Exchange, PlaneState
 from forescale.engine.serve.plane_process import BEGINNING, Beginning
+from forescale.engine.serve.run_folder import hold, make_folder
 from forescale.engine.serve.server import listen, listen_at, reserve
 
 _SOURCE_ROOT = str(Path(__file__).resolve().parents[3])
@@ -42,8 +42,6 @@ main()
 _ANSWER_S = 30.0  # it has hung if it does not answer for so long
 _END_S = 60.0  # it has hung if it does not end in so long
 _LOOK_S = 0.05
-_PREFIX = "forescale-serve-"
-_LONGEST = 70  # bytes of a run folder's name: sockets in it may have 103 on some systems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +103,7 @@ class DataPlane:
         self._connection: Connection | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._pid = 0
+        self._held = -1  # keeps the folder
         self.run = Path()
         self.port = options.port
 
@@ -170,6 +169,9 @@ class DataPlane:
                 await connection.closed()
         self.kill()
         shutil.rmtree(self.run, ignore_errors=True)
+        if self._held >= 0:
+            os.close(self._held)
+            self._held = -1
 
     def kill(self) -> None:
         """End it at once, if it lives."""
@@ -201,9 +203,11 @@ class DataPlane:
                 return await connect(self.run / "control")
             life = self._life()
             self._check(life)
-            self.run, self.port, self._pid = life.run, life.port, life.pid
+            self.port, self._pid = life.port, life.pid
             try:
                 connection = await connect(life.run / "control")
+                if self.run != life.run:
+                    self.run, self._held = life.run, hold(life.run)
             except PeerGone as error:  # it is about to end
                 if time.monotonic() > give_up_s:
                     raise ServerFailed(
@@ -242,7 +246,8 @@ class DataPlane:
         with contextlib.ExitStack() as stack:
             bind = listen if self._options.gateways == 1 else reserve
             http = stack.enter_context(bind(self._options.host, self.port))
-            self._prepare_folder()
+            if not self.run.name:  # otherwise it is where the controller listens already
+                self.run, self._held = make_folder()
             control = stack.enter_context(listen_at(self.run / "control"))
             self.port = http.getsockname()[1]
             beginning = Beginning(
@@ -285,24 +290,6 @@ class DataPlane:
                 pass_fds=(beginning.http, beginning.control, lock),
                 process_group=0,  # Ctrl-C is for the controller
             )
-
-    def _prepare_folder(self) -> None:
-        """A private folder with a short name; what a killed data plane left is removed."""
-        if self.run.name:
-            return  # where the controller listens already
-        with contextlib.suppress(OSError, ValidationError):
-            left = _LIFE.validate_json((self._state / "plane").read_bytes()).run
-            if left.name.startswith(_PREFIX) and left.stat().st_uid == os.geteuid():
-                shutil.rmtree(left)
-        folder = tempfile.gettempdir()
-        try:
-            self.run = Path(
-                tempfile.mkdtemp(prefix=_PREFIX, dir=folder if len(folder) < _LONGEST else "/tmp")  # noqa: S108
-            )
-        except OSError as error:
-            raise InvalidInput(
-                f"cannot make a folder in {folder}: {error.strerror}; set TMPDIR to another"
-            ) from error
 
 
 def _locked(path: Path) -> int | None:

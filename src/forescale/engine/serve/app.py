@@ -37,7 +37,6 @@ from forescale.engine.serve.protocol import (
     format_metadata,
     parse_request,
 )
-from forescale.engine.serve.routing import ROUTE_HEADER
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -116,8 +115,7 @@ class App:
         # Chosen when nothing is waited for until the request is in the queue: a version may leave meanwhile.
         served = self._gateway.find(model, version)
         if version is None:
-            header = headers.get(ROUTE_HEADER)
-            served = self._gateway.choose(model, header.decode("latin-1") if header else None)
+            served = self._gateway.choose(model, headers)
         request = parse_request(body, _json_length_bytes(headers), served.signature, scope.get(JOURNEY))
         if version is None:
             self._gateway.copy(request, served)

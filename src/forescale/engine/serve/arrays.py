@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from forescale.engine.channel import Frame
 from forescale.engine.serve.messages import Tensor
+from forescale.engine.wire import Frame
 
 Array = NDArray[Any]
 

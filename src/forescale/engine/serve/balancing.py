@@ -15,6 +15,9 @@ import numpy as np
 _FORGETTING = 0.97
 """Weight of the past at each new observation: about the last 33 batches count."""
 
+_DOUBT = 0.03
+"""Weight of all the past when a replica has other threads than before: about that of one batch."""
+
 
 _BATCHES_AHEAD = 8
 """Batches per replica that are given out in thought; if more wait, everybody is needed."""
@@ -49,6 +52,14 @@ class ServiceTime:
         self.per_row_s = min(max(slope, 0.0), mean_s / mean_rows)
         self.fixed_s = mean_s - self.per_row_s * mean_rows
 
+    def doubt(self) -> None:
+        """What is seen next counts most: the replica has become another one."""
+        self._weight *= _DOUBT
+        self._rows *= _DOUBT
+        self._seconds *= _DOUBT
+        self._rows_rows *= _DOUBT
+        self._rows_seconds *= _DOUBT
+
     def predict_s(self, rows: int) -> float:
         return self.fixed_s + self.per_row_s * rows
 
@@ -73,6 +84,7 @@ class ReplicaLoad:
         self.draining = False
         self.service = ServiceTime()
         self.observed_s = -math.inf
+        self._threads: int | None = None
         self._began_s = 0.0  # when the batch that it runs now was sent, or reached its turn
 
     def send(self, batch: int, rows: int, now_s: float) -> None:
@@ -88,7 +100,7 @@ class ReplicaLoad:
         self.credits -= 1
         self.in_flight[batch] = rows
 
-    def finish(self, batch: int, now_s: float, *, failed: bool = False) -> None:
+    def finish(self, batch: int, now_s: float, *, failed: bool = False, threads: int | None = None) -> None:
         """It answered a batch, which gives the credit back.
 
         Raises:
@@ -97,6 +109,9 @@ class ReplicaLoad:
         rows = self.in_flight.pop(batch)
         self.credits += 1
         if not failed:
+            if threads != self._threads:
+                self._threads = threads
+                self.service.doubt()
             self.service.observe(rows, now_s - self._began_s)
             self.observed_s = now_s
         self._began_s = now_s

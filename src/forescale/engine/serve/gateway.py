@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Protocol
 
 import structlog
@@ -14,7 +15,6 @@ import structlog
 from forescale.core.clock import Clock
 from forescale.core.errors import NotServed, PeerGone, RequestFailed
 from forescale.core.signature import Signature
-from forescale.engine.channel import Frame
 from forescale.engine.serve.balancing import Balancing, PredictedCompletion
 from forescale.engine.serve.link import Listener
 from forescale.engine.serve.messages import Credit, Drain, Failed, FromReplica, Header, Hello, Result
@@ -22,6 +22,7 @@ from forescale.engine.serve.queues import QueuePolicy
 from forescale.engine.serve.requests import InferRequest
 from forescale.engine.serve.routing import Route
 from forescale.engine.serve.served import Outputs, ServedModel
+from forescale.engine.wire import Frame
 
 _COPIES = 1000
 """Copies of requests that are under way at most; more are not made."""
@@ -34,7 +35,7 @@ class Link(Protocol):
 
     def listen(self, listener: Listener) -> None: ...
 
-    def send(self, replica: str, header: Header, frames: Sequence[Frame] = ()) -> None: ...
+    def send(self, to: str, header: Header, frames: Sequence[Frame] = (), /) -> None: ...
 
 
 class Gateway:
@@ -67,6 +68,7 @@ class Gateway:
         self._chance = chance
         self._copies = set[asyncio.Task[None]]()
         self._homes: dict[str, ServedModel] = {}
+        self._drained = set[str]()
         self.on_starving: Callable[[], object] = lambda: None
         self.on_change: Callable[[], object] = lambda: None
         link.listen(self._hear)
@@ -147,17 +149,9 @@ class Gateway:
         for versions in self._models.values():
             yield from versions.values()
 
-    def choose(self, model: str, header: str | None) -> ServedModel:
-        """The version for a request that names none; the model must be served.
-
-        Args:
-            header: what the request says in ``ROUTE_HEADER``.
-        """
-        route = self._routes[model]
-        named = route.version
-        if header is not None or route.shares:
-            named = route.choose(header, self._chance())
-        return self._models[model][named]
+    def choose(self, model: str, headers: Mapping[bytes, bytes]) -> ServedModel:
+        """The version for a request that names none; the model must be served."""
+        return self._models[model][self._routes[model].choose_by(headers, self._chance)]
 
     def copy(self, request: InferRequest, answered_by: ServedModel) -> None:
         """Send a request that named no version to shadows, too, if there are any; nobody waits for them."""
@@ -180,23 +174,25 @@ class Gateway:
         request: InferRequest,
         flow: str = "",
         *,
-        header: str | None = None,
+        headers: Mapping[bytes, bytes] = MappingProxyType({}),
     ) -> Outputs:
         """The outputs of a model. Raises as ``find`` and ``ServedModel.infer`` do."""
         served = self.find(model, version)
         if version is None:
-            served = self.choose(model, header)
+            served = self.choose(model, headers)
             self.copy(request, served)
         return await served.infer(request, flow)
 
     def lose(self, replica: str) -> None:
         """A replica's process ended or is not to be trusted: its requests go to others. Harmless twice."""
+        self._drained.discard(replica)
         home = self._homes.pop(replica, None)
         if home is not None:
             home.lose(replica)
 
     def drain(self, replica: str) -> None:
-        """Ask a replica to finish what it has and end. Harmless if it is gone."""
+        """Ask a replica to finish what it has and end, though it be loading still; ``lose`` it then."""
+        self._drained.add(replica)
         home = self._homes.get(replica)
         if home is not None:
             home.drain(replica)
@@ -242,6 +238,8 @@ class Gateway:
                 pass  # signs of life, for whoever watches the process
 
     def _welcome(self, replica: str, hello: Hello) -> None:
+        if replica in self._drained:
+            return
         self.lose(replica)
         try:
             served = self.find(hello.model, hello.version)

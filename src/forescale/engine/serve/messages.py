@@ -1,25 +1,32 @@
-"""What gateway and replicas say to each other: headers of the channel (``engine/channel.py``).
+"""What gateway and replicas say to each other: headers of the channel (``engine/stream.py``).
 
 ```text
-replica                                        gateway
+process                                        gateway
 connected (engine/bootstrap.py), then Warm ──►          torch is imported, there is no model yet
-                                           ◄── Load     become a replica of this model
-Hello, Credit(2)                           ──►          or Failed(batch=None), and the process ends
+Beat                                       ──►          about every second, between batches
+                                           ◄── Drain    end
+
+replica
+                                           ◄── Load     hold this replica, beside those that there are
+Hello, Credit(2)                           ──►          or Failed(batch=None): it is not held
                                            ◄── Run      + one frame per input; costs a credit
 Result + one frame per output, or Failed   ──►          the batch is over: its credit is back
-Beat                                       ──►          about every second, between batches
-                                           ◄── Drain    finish what was sent, then end
+                                           ◄── Threads  run its batches with so many from now on
+                                           ◄── Drain    finish what was sent, then give the replica up
+Left                                       ──►          it is held no more
 ```
 
-A replica runs one batch at a time, in the order they came. It says nothing while a batch runs: a model that
-loops for ever is noticed as silence. Frames are what ``engine/serve/arrays.py`` packs and unpacks.
+A process may hold several replicas, each with its own address ``PROCESS/NAME``: in headers, ``to`` and
+``from`` are the replica's name, and ``link.py`` puts both together. Orders are carried out one at a time, as
+they came, whoever they are for. Nothing is said while a batch runs: a model that loops for ever is noticed as
+silence. Frames are what ``engine/serve/arrays.py`` packs and unpacks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar, cast, get_args
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self, TypeVar, cast, get_args
 
 from forescale.core.errors import InvalidInput
 from forescale.core.signature import Signature, signature_as_json, signature_from_json
@@ -42,29 +49,38 @@ class Tensor:
     shape: tuple[int, ...]
 
 
+class _Counts:
+    """A message of counts alone, or of nothing but its kind."""
+
+    __slots__ = ()
+    kind: ClassVar[str]
+
+    def to_header(self) -> Header:
+        return {"type": self.kind, **{each.name: getattr(self, each.name) for each in _fields(self)}}
+
+    @classmethod
+    def from_header(cls, header: Header) -> Self:
+        return cls(**{each.name: _count(header[each.name]) for each in _fields(cls)})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Warm:
+class Warm(_Counts):
     """The process has imported torch and waits for a model.
 
     Attributes:
         process_bytes: memory that it takes until then; 0: not known.
+        common_bytes: memory that it has together with all others.
     """
 
     process_bytes: int = 0
+    common_bytes: int = 0
 
     kind: ClassVar[str] = "warm"
-
-    def to_header(self) -> Header:
-        return {"type": self.kind, "process_bytes": self.process_bytes}
-
-    @classmethod
-    def from_header(cls, header: Header) -> Warm:
-        return cls(process_bytes=_count(header["process_bytes"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """Become a replica of a model.
+    """Hold one more replica, of a model.
 
     Attributes:
         model, version: as requests name them.
@@ -74,6 +90,7 @@ class Load:
         signature: what the model was registered with; None: what its artifact says.
         max_rows: most rows of a batch.
         trust: whether code in the artifact may run.
+        threads: that run a batch; None: as many as the device has cores.
     """
 
     model: str
@@ -84,6 +101,7 @@ class Load:
     signature: Signature | None = None
     max_rows: int = 32
     trust: bool = False
+    threads: int | None = None
 
     kind: ClassVar[str] = "load"
 
@@ -98,6 +116,7 @@ class Load:
             "signature": self.signature and signature_as_json(self.signature),
             "max_rows": self.max_rows,
             "trust": self.trust,
+            "threads": self.threads,
         }
 
     @classmethod
@@ -112,12 +131,13 @@ class Load:
             signature=signature and signature_from_json(signature),
             max_rows=_count(header["max_rows"]),
             trust=header["trust"] is True,
+            threads=None if header["threads"] is None else _count(header["threads"]),
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """The model is loaded and warmed up; ``replica`` is the process's address on the channel.
+    """The model is loaded and warmed up; ``replica`` is the address that it is reached by.
 
     Attributes:
         max_rows: most rows it takes in a batch.
@@ -161,19 +181,12 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Credit:
+class Credit(_Counts):
     """Room for so many batches more; ``Result`` and ``Failed`` give a batch's own credit back unsaid."""
 
     n: int
 
     kind: ClassVar[str] = "credit"
-
-    def to_header(self) -> Header:
-        return {"type": self.kind, "n": self.n}
-
-    @classmethod
-    def from_header(cls, header: Header) -> Credit:
-        return cls(n=_count(header["n"]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,11 +212,13 @@ class Result:
 
     Attributes:
         seconds: what the model itself took.
+        threads: that ran it.
     """
 
     batch: int
     seconds: float
     outputs: tuple[Tensor, ...]
+    threads: int = 1
 
     kind: ClassVar[str] = "result"
 
@@ -213,6 +228,7 @@ class Result:
             "batch": self.batch,
             "seconds": self.seconds,
             "outputs": _tensor_fields(self.outputs),
+            "threads": self.threads,
         }
 
     @classmethod
@@ -221,6 +237,7 @@ class Result:
             batch=_count(header["batch"]),
             seconds=float(header["seconds"]),
             outputs=_tensors(header["outputs"]),
+            threads=_count(header["threads"]),
         )
 
 
@@ -231,7 +248,7 @@ class Failed:
     Attributes:
         error: one line for people.
         failure: what it is about.
-        batch: the batch that failed; None: the replica did, and its process ends.
+        batch: the batch that failed; None: the replica did, or all in the process if it is not said which.
     """
 
     error: str
@@ -257,41 +274,59 @@ class Failed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """The process is there; ``model_bytes`` as in ``Hello``."""
+    """The process is there; ``model_bytes`` as in ``Hello``, of each replica by its name."""
 
-    model_bytes: int = 0
+    model_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
 
     kind: ClassVar[str] = "beat"
 
     def to_header(self) -> Header:
-        return {"type": self.kind, "model_bytes": self.model_bytes}
+        return {"type": self.kind, "model_bytes": dict(self.model_bytes)}
 
     @classmethod
     def from_header(cls, header: Header) -> Beat:
-        return cls(model_bytes=_count(header["model_bytes"]))
+        return cls(
+            model_bytes={
+                _text(name): _count(taken) for name, taken in _mapping(header["model_bytes"]).items()
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Drain:
-    """Finish the batches that were sent before this, then end."""
+class Drain(_Counts):
+    """Finish the batches that were sent before this, then give the replica up."""
 
     kind: ClassVar[str] = "drain"
 
-    def to_header(self) -> Header:
-        return {"type": self.kind}
 
-    @classmethod
-    def from_header(cls, _header: Header) -> Drain:
-        return cls()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Threads(_Counts):
+    """Run batches with so many threads from now on; a format that cannot change them goes on as it is."""
+
+    threads: int
+
+    kind: ClassVar[str] = "threads"
 
 
-FromReplica = Warm | Hello | Credit | Result | Failed | Beat
-ToReplica = Load | Run | Drain
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left(_Counts):
+    """The replica is held no more."""
+
+    kind: ClassVar[str] = "left"
+
+
+FromReplica = Warm | Hello | Credit | Result | Failed | Beat | Left
+ToReplica = Load | Run | Threads | Drain
 
 _FROM_REPLICA: Mapping[str, type[FromReplica]] = {
-    kind.kind: kind for kind in (Warm, Hello, Credit, Result, Failed, Beat)
+    kind.kind: kind for kind in (Warm, Hello, Credit, Result, Failed, Beat, Left)
 }
-_TO_REPLICA: Mapping[str, type[ToReplica]] = {kind.kind: kind for kind in (Load, Run, Drain)}
+_TO_REPLICA: Mapping[str, type[ToReplica]] = {kind.kind: kind for kind in (Load, Run, Threads, Drain)}
+
+
+def address(process: str, replica: str) -> str:
+    """How a replica is reached."""
+    return f"{process}/{replica}"
 
 
 def from_replica(header: Header) -> FromReplica | None:
@@ -331,6 +366,10 @@ def _tensors(fields: Any) -> tuple[Tensor, ...]:
         Tensor(name=_text(name), datatype=_text(datatype), shape=tuple(map(_count, shape)))
         for name, datatype, shape in fields
     )
+
+
+def _fields(message: Any) -> tuple[Field[Any], ...]:
+    return fields(message)
 
 
 def _text(value: object) -> str:

@@ -48,6 +48,7 @@ class ModelMetrics:
         waiting_s: from there to when it was sent to a replica.
         batch_rows: rows of the batches sent.
         busy_s: what replicas took for all batches together.
+        busy_core_s: the same, for each of the threads that ran them.
         arrived_rows: of all requests that fit the model, whatever became of them.
     """
 
@@ -57,23 +58,28 @@ class ModelMetrics:
         self.waiting_s = Histogram(SECONDS)
         self.batch_rows = Histogram(ROWS)
         self.busy_s = 0.0
+        self.busy_core_s = 0.0
         self.retries = 0
         self.arrived_rows = 0
-        self._batches: dict[int, tuple[float, float]] = {}
+        self._batches: dict[tuple[int, int], tuple[float, float]] = {}
 
-    def note_batch(self, rows: int, seconds: float) -> None:
+    def note_batch(self, rows: int, seconds: float, threads: int = 1) -> None:
         """A replica answered a batch."""
         self.busy_s += seconds
-        size = rows.bit_length()  # batches of 2^(n-1) up to 2^n rows are taken together
+        self.busy_core_s += seconds * threads
+        size = threads, rows.bit_length()  # batches of 2^(n-1) up to 2^n rows are taken together
         known_rows, known_s = self._batches.get(size, (rows, seconds))
         self._batches[size] = (
             known_rows + (rows - known_rows) * _NEWS,
             known_s + (seconds - known_s) * _NEWS,
         )
 
-    def batch_times(self) -> tuple[tuple[float, float], ...]:
-        """Mean rows and seconds of the latest batches, by size; ascending."""
-        return tuple(self._batches[size] for size in sorted(self._batches))
+    def batch_times(self) -> dict[int, tuple[tuple[float, float], ...]]:
+        """Mean rows and seconds of the latest batches, by threads; by size, ascending."""
+        times: dict[int, tuple[tuple[float, float], ...]] = {}
+        for threads, size in sorted(self._batches):
+            times[threads] = (*times.get(threads, ()), self._batches[threads, size])
+        return times
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +123,12 @@ def exposition(models: Iterable[tuple[str, str, ModelMetrics, Gauges]]) -> bytes
         "counter",
         "Time that replicas took for batches.",
         [(labels, metrics.busy_s) for labels, metrics, _ in known],
+    )
+    lines += _family(
+        "forescale_replica_core_seconds_total",
+        "counter",
+        "The same, for each of the threads that ran them.",
+        [(labels, metrics.busy_core_s) for labels, metrics, _ in known],
     )
     for name, text, what in (
         ("forescale_waiting_requests", "Requests in the queue.", "waiting"),

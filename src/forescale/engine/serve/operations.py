@@ -179,6 +179,10 @@ def _infer(path: str, does: str) -> Operation:
                 "description": "bytes of JSON at the beginning of the body, before tensors as bytes",
             },
             "X-Forescale-Client": {"type": "string", "description": "whose fair share of the model it uses"},
+            "X-Forescale-Session": {
+                "type": "string",
+                "description": "requests of one are answered by the same version, as long as shares grow",
+            },
         },
         refuses=(400, 404, 413, 415, 500, 503),
     )

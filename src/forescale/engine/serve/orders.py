@@ -35,11 +35,16 @@ class Serve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartReplica:
-    """Add a replica of a served version; if its process is lost it gets another one, unasked."""
+    """Add a replica of a served version; if its process is lost it gets another one, unasked.
+
+    Attributes:
+        house: those of one house on a device share a process; None: it gets one of its own.
+    """
 
     model: str
     version: str
     device: str
+    house: str | None = None
     kind: Literal["start_replica"] = "start_replica"
 
 
@@ -59,6 +64,20 @@ class Steer:
     version: str
     policy: QueuePolicy
     kind: Literal["steer"] = "steer"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetThreads:
+    """Run the batches of a served version with so many threads from now on.
+
+    Attributes:
+        threads: of each replica, if its device has the cores; None: as many as that has.
+    """
+
+    model: str
+    version: str
+    threads: int | None
+    kind: Literal["set_threads"] = "set_threads"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +105,7 @@ class End:
     kind: Literal["end"] = "end"
 
 
-Command = Serve | StartReplica | StopReplica | Steer | SetRoute | Withdraw | End
+Command = Serve | StartReplica | StopReplica | Steer | SetThreads | SetRoute | Withdraw | End
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,11 +119,15 @@ class VersionState:
         arrived_rows: of all requests that fit the model, whatever became of them.
         waiting_rows: rows of the requests in the queue, of which there are ``waiting``.
         in_flight: requests that replicas have.
-        batch_times: mean rows and seconds of the latest batches, by size; ascending.
+        batch_times: mean rows and seconds of the latest batches, by threads; by size, ascending.
+        busy_core_s: that cores were busy with batches.
         max_rows: most rows of a batch.
         policy: how its requests are queued.
         load_s: what a replica took to load it last; None: none has.
         model_bytes: most memory that it has taken in a replica; None: not known.
+        threads: of each replica, if its device has the cores; None: as many as that has.
+        is_resizable: whether they can be changed while it runs.
+        may_share: whether its replicas may be in processes with others; not if it has ended one.
     """
 
     model: str
@@ -116,11 +139,15 @@ class VersionState:
     waiting_rows: int
     waiting: int
     in_flight: int
-    batch_times: tuple[tuple[float, float], ...]
+    batch_times: Mapping[int, tuple[tuple[float, float], ...]]
     max_rows: int
     policy: QueuePolicy = field(default_factory=QueuePolicy)
+    busy_core_s: float = 0.0
     load_s: float | None = None
     model_bytes: int | None = None
+    threads: int | None = None
+    is_resizable: bool = True
+    may_share: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +180,7 @@ class PlaneState:
         warm_up_s: what the last process took to become a spare.
         process_bytes: memory that a replica's process takes before it has a model.
         room_bytes: memory that replicas may take together on each device; nothing: not known.
+        cores: that the replicas of a CPU device share; of others nothing is said.
         versions: those that take requests.
         routes: of each model that has such a version.
         withdrawn: versions, as model and version, that take none any more and answer their last ones.
@@ -166,6 +194,7 @@ class PlaneState:
     warm_up_s: float = 0.0
     process_bytes: int = 0
     room_bytes: Mapping[str, int] = field(default_factory=dict[str, int])
+    cores: Mapping[str, int] = field(default_factory=dict[str, int])
     versions: tuple[VersionState, ...] = ()
     routes: Mapping[str, Route] = field(default_factory=dict[str, Route])
     withdrawn: tuple[tuple[str, str], ...] = ()

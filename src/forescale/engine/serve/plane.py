@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import deque
+from dataclasses import replace
 from typing import Any, assert_never
 
 import structlog
@@ -17,8 +18,9 @@ import structlog
 from forescale.core.clock import Clock
 from forescale.core.errors import ForescaleError
 from forescale.engine.serve.crew import Crew
+from forescale.engine.serve.formats import FIXED_THREADS
 from forescale.engine.serve.gateway import Gateway, Link
-from forescale.engine.serve.messages import Failed, FromReplica, Hello, Load, Warm
+from forescale.engine.serve.messages import Failed, FromReplica, Hello, Left, Load, Warm
 from forescale.engine.serve.orders import (
     Command,
     End,
@@ -27,6 +29,7 @@ from forescale.engine.serve.orders import (
     PlaneState,
     Serve,
     SetRoute,
+    SetThreads,
     StartReplica,
     Steer,
     StopReplica,
@@ -104,19 +107,18 @@ class Plane:
     # ---- commands --------------------------------------------------------------------------------------
 
     def _obey(self, command: Command) -> None:
-        now_s = self._clock.monotonic_s()
         match command:
             case Serve(load=load, policy=policy):
                 self._serve(load, policy)
-            case StartReplica(model=model, version=number, device=device):
-                version = model, number
-                if version in self._loads and version not in self._withdrawals:
-                    self._crew.place(self._loads[version], device, now_s)
+            case StartReplica(model=model, version=number, device=device, house=house):
+                self._place((model, number), device, house)
             case StopReplica(name=name):
                 self._stop(name)
             case Steer(model=model, version=number, policy=policy):
                 if (model, number) in self._loads:
                     self._gateway.find(model, number).steer(policy)
+            case SetThreads(model=model, version=number, threads=threads):
+                self._set_threads((model, number), threads)
             case SetRoute(model=model, route=route):
                 self._gateway.set_route(model, route)
             case Withdraw(model=model, version=number):
@@ -132,11 +134,20 @@ class Plane:
             self._loads[version] = load
             self._gateway.serve(*version, load.signature, policy)
 
+    def _place(self, version: Version, device: str, house: str | None) -> None:
+        if version in self._loads and version not in self._withdrawals:
+            self._crew.place(self._loads[version], device, self._clock.monotonic_s(), house)
+
+    def _set_threads(self, version: Version, threads: int | None) -> None:
+        if version in self._loads:
+            self._loads[version] = replace(self._loads[version], threads=threads)
+            self._crew.set_threads(*version, threads)
+
     def _stop(self, name: str) -> None:
         if any(replica.name == name for replica in self._crew.replicas()):
-            process = self._crew.remove(name, self._clock.monotonic_s())
-            if process is not None:
-                self._gateway.drain(process)
+            replica = self._crew.remove(name, self._clock.monotonic_s())
+            if replica is not None:
+                self._gateway.drain(replica)
 
     def _begin_withdrawal(self, version: Version) -> None:
         if version in self._loads and version not in self._withdrawals:
@@ -156,14 +167,14 @@ class Plane:
                 self._stop(replica.name)
         del self._loads[version], self._withdrawals[version]
         self._load_s.pop(version, None)
-        self._crew.model_bytes.pop(version, None)
+        self._crew.forget(*version)
         self._news.set()
 
     # ---- replicas --------------------------------------------------------------------------------------
 
-    def _hear(self, process: str, said: FromReplica, _frames: tuple[memoryview, ...]) -> None:
-        self._crew.heard(process, said, self._clock.monotonic_s())
-        if isinstance(said, Warm | Hello) or (isinstance(said, Failed) and said.batch is None):
+    def _hear(self, sender: str, said: FromReplica, _frames: tuple[memoryview, ...]) -> None:
+        self._crew.heard(sender, said, self._clock.monotonic_s())
+        if isinstance(said, Warm | Hello | Left) or (isinstance(said, Failed) and said.batch is None):
             self._wake.set()
 
     def _look(self) -> None:
@@ -185,11 +196,11 @@ class Plane:
                     load_s=hello.load_s,
                     model_bytes=hello.model_bytes,
                 )
-            case Lost(process=process, replica=replica, cause=cause):
-                self._gateway.lose(process)
+            case Lost(address=address, replica=replica, cause=cause):
+                self._gateway.lose(address)
                 self._happen("replica_lost", replica, cause=cause)
-            case Ended(process=process, replica=replica):
-                self._gateway.lose(process)
+            case Ended(address=address, replica=replica):
+                self._gateway.lose(address)
                 self._happen("replica_ended", replica)
             case _:
                 assert_never(event)
@@ -217,6 +228,7 @@ class Plane:
             warm_up_s=self._crew.warm_up_s,
             process_bytes=self._crew.process_bytes,
             room_bytes=self._crew.room_bytes(),
+            cores=self._crew.cores(),
             versions=tuple(
                 self._version_state(served)
                 for served in self._gateway.all()
@@ -231,9 +243,15 @@ class Plane:
         """The same object while a version sleeps, as most of thousands do."""
         version = served.model, served.version
         known = self._asleep.get(version)
-        if known is not None and _sleeps_on(served, known):
+        load = self._loads[version]
+        if known is not None and _sleeps_on(served, known) and known.threads == load.threads:
             return known
-        state = version_state(served, self._load_s.get(version), self._crew.model_bytes.get(version))
+        state = replace(
+            version_state(served, self._load_s.get(version), self._crew.model_bytes.get(version)),
+            threads=load.threads,
+            is_resizable=load.format not in FIXED_THREADS,
+            may_share=version not in self._crew.loners,
+        )
         if served.replicas:
             self._asleep.pop(version, None)
         else:
@@ -266,6 +284,7 @@ def version_state(served: ServedModel, load_s: float | None, model_bytes: int | 
         waiting=gauges.waiting,
         in_flight=gauges.in_flight,
         batch_times=metrics.batch_times(),
+        busy_core_s=metrics.busy_core_s,
         max_rows=served.max_rows,
         policy=served.policy,
         load_s=load_s,

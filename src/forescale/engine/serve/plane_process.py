@@ -26,7 +26,6 @@ from pydantic import TypeAdapter
 from forescale.core.clock import SystemClock
 from forescale.core.cluster import Device
 from forescale.core.errors import ForescaleError
-from forescale.engine.channel import ChannelServer
 from forescale.engine.local import LocalBackend
 from forescale.engine.serve.app import App
 from forescale.engine.serve.crew import Crew
@@ -39,6 +38,7 @@ from forescale.engine.serve.plane import Plane
 from forescale.engine.serve.proxy import Proxy
 from forescale.engine.serve.readers import ReaderBeginning, Readers
 from forescale.engine.serve.roster import CrewRules
+from forescale.engine.serve.run_folder import hold
 from forescale.engine.serve.server import Server, listen_at
 from forescale.profile.cores import cpu_shares
 
@@ -88,6 +88,7 @@ def main() -> None:
     beginning = BEGINNING.validate_json(sys.argv[1])
     sys.path[:] = beginning.import_path
     log_to(beginning.log)
+    hold(beginning.run)  # to the end
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -99,14 +100,13 @@ def main() -> None:
 async def _serve(beginning: Beginning) -> None:
     clock = SystemClock()
     async with contextlib.AsyncExitStack() as stack:
-        channel = stack.enter_context(ChannelServer(path=beginning.run / "replicas"))
-        link = ReplicaLink(channel)
+        link = ReplicaLink(beginning.run / "replicas")
         gateway = Gateway(link, clock=clock)
-        backend = LocalBackend(invitation=channel.invitation, log_dir=beginning.replica_logs)
+        backend = LocalBackend(invitation=link.invitation, log_dir=beginning.replica_logs)
         stack.enter_context(backend)
         rules = CrewRules(factories=beginning.factories)
         devices = await _devices(beginning.devices)
-        crew = Crew(backend, lambda process, message: link.send(process, message.to_header()), devices, rules)
+        crew = Crew(backend, lambda to, said: link.send(to, said.to_header()), devices, rules, link.ended)
         plane = Plane(crew=crew, gateway=gateway, link=link, clock=clock)
         lease = _Lease(plane)
         listener = Listener(plane, on_away=lambda: lease.run(listener.lease_s), on_back=lease.stop)
@@ -117,7 +117,7 @@ async def _serve(beginning: Beginning) -> None:
         if alone:
             app = await stack.enter_async_context(wrapped(app, beginning.middleware, clock))
         server = Server(app, http if alone else listen_at(beginning.run / "http"))
-        link.open()
+        await link.open()
         stack.callback(link.close)
         stack.callback(gateway.close)
         tasks = asyncio.create_task(plane.run()), asyncio.create_task(_trim(beginning.replica_logs, crew))

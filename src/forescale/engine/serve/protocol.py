@@ -13,6 +13,7 @@ import itertools
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -57,18 +58,20 @@ def parse_request(
     Raises:
         BadRequest: it makes no sense or does not fit the signature.
     """
-    view = memoryview(body)
-    length_bytes = len(view) if json_length_bytes is None else json_length_bytes
-    if not 0 <= length_bytes <= len(view):
-        raise BadRequest(f"the JSON part is said to be {length_bytes:,} bytes, the body has {len(view):,}")
+    tail = memoryview(b"")
+    text: bytes | memoryview = body
+    if json_length_bytes is not None:
+        if not 0 <= json_length_bytes <= len(body):
+            raise BadRequest(f"the JSON part is said to be {json_length_bytes:,} bytes, not {len(body):,}")
+        text, tail = memoryview(body)[:json_length_bytes], memoryview(body)[json_length_bytes:]
     try:
-        fields = orjson.loads(view[:length_bytes])
+        fields = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise BadRequest(f"the body is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise BadRequest("the body must be a JSON object")
     given = _by_name(fields.get("inputs"), "inputs")
-    raw = _raw_tensors(given, view[length_bytes:])
+    raw = _raw_tensors(given, tail)
     inputs = tuple(_input(spec, given, raw) for spec in signature.inputs)
     if len(given) > len(inputs):
         known = {spec.name for spec in signature.inputs}
@@ -191,14 +194,18 @@ def _input(spec: TensorSpec, given: dict[str, _JsonObject], raw: dict[str, memor
 
 
 def _shape(spec: TensorSpec, shape: object) -> tuple[int, ...]:
-    if not isinstance(shape, list) or not all(type(length) is int and length > 0 for length in shape):
+    if not isinstance(shape, list):
         raise BadRequest(f"{spec.name}: 'shape' must be a list of lengths from 1 on")
-    if len(shape) != len(spec.shape) or any(
-        length is not None and length != given for length, given in zip(spec.shape, shape, strict=True)
-    ):
+    lengths = cast(list[Any], shape)
+    fits = len(lengths) == len(spec.shape)
+    for length, wanted in zip(lengths, spec.shape, strict=False):  # a loop: generators take thrice as long
+        if type(length) is not int or length <= 0:
+            raise BadRequest(f"{spec.name}: 'shape' must be a list of lengths from 1 on")
+        fits = fits and wanted in (None, length)
+    if not fits:
         wanted = ", ".join("any" if length is None else str(length) for length in spec.shape)
-        raise BadRequest(f"{spec.name}: the model takes shape [{wanted}], not {shape}")
-    return tuple(cast(list[int], shape))
+        raise BadRequest(f"{spec.name}: the model takes shape [{wanted}], not {lengths}")
+    return tuple(lengths)
 
 
 def _from_bytes(spec: TensorSpec, shape: tuple[int, ...], frame: memoryview) -> Array:
@@ -228,7 +235,8 @@ def _from_json(spec: TensorSpec, shape: tuple[int, ...], data: list[Any]) -> Arr
     except (struct.error, OverflowError) as error:
         raise BadRequest(f"{name}: a value is no {spec.datatype}: {error}") from error
     flat = np.frombuffer(packed[0] if len(packed) == 1 else b"".join(packed), DTYPES[spec.datatype])
-    if code == "f" and not np.isfinite(flat).all():  # ``struct`` refuses too large values of other types
+    # ``struct`` refuses too large values of other types. Counting takes half of what ``all`` does.
+    if code == "f" and np.count_nonzero(np.isfinite(flat)) < flat.size:
         raise BadRequest(f"{name}: a value is beyond the range of {spec.datatype}")
     return flat.reshape(shape)
 
@@ -260,11 +268,17 @@ def _rows(inputs: tuple[Array, ...], signature: Signature) -> int:
 
 
 def _free_lengths(inputs: tuple[Array, ...], signature: Signature) -> tuple[int, ...]:
+    return tuple([inputs[number].shape[axis] for number, axis in _free_axes(signature)])
+
+
+@lru_cache
+def _free_axes(signature: Signature) -> tuple[tuple[int, int], ...]:
+    """Number of the input and of its axis, of all whose length the signature leaves open, but the rows."""
     return tuple(
-        length
-        for spec, values in zip(signature.inputs, inputs, strict=True)
-        for free, length in zip(spec.shape[1:], values.shape[1:], strict=True)
-        if free is None
+        (number, axis)
+        for number, spec in enumerate(signature.inputs)
+        for axis, length in enumerate(spec.shape)
+        if axis and length is None
     )
 
 
@@ -272,9 +286,9 @@ def _wanted_outputs(
     fields: _JsonObject, parameters: _JsonObject, signature: Signature
 ) -> tuple[WantedOutput, ...]:
     binary = _flag(parameters, "binary_data_output", False)
-    known = [spec.name for spec in signature.outputs]
     if fields.get("outputs") is None:
-        return tuple(WantedOutput(name=name, binary=binary) for name in known)
+        return _all_outputs(signature, binary)
+    known = [spec.name for spec in signature.outputs]
     wanted: list[WantedOutput] = []
     for name, entry in _by_name(fields["outputs"], "outputs").items():
         if name not in known:
@@ -284,6 +298,11 @@ def _wanted_outputs(
             raise BadRequest(f"{name}: classification is not supported")
         wanted.append(WantedOutput(name=name, binary=_flag(own, "binary_data", binary)))
     return tuple(wanted)
+
+
+@lru_cache
+def _all_outputs(signature: Signature, binary: bool) -> tuple[WantedOutput, ...]:
+    return tuple(WantedOutput(name=spec.name, binary=binary) for spec in signature.outputs)
 
 
 def _flag(parameters: _JsonObject, name: str, default: bool) -> bool:

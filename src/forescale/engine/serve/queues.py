@@ -31,6 +31,7 @@ class Entry(Generic[T]):
         deadline_s: when an answer is of no use any more.
         alike: requests of equal ``alike`` can share a batch.
         waiting: whether it is in the queue.
+        predicted_s: seconds that it was to take when it was let in; 0: nothing was predicted.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Entry(Generic[T]):
         "deadline_s",
         "item",
         "number",
+        "predicted_s",
         "priority",
         "rows",
         "size_bytes",
@@ -67,6 +69,7 @@ class Entry(Generic[T]):
         self.waiting = False
         self.tag = 0.0  # when its service starts, in the virtual time of its class
         self.number = 0
+        self.predicted_s = 0.0
 
 
 _LOOKED_AT = 1024

@@ -11,7 +11,7 @@ import itertools
 import random
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -84,10 +84,10 @@ class ReaderGateway:
             raise NotServed(f"no model {model!r} is served here as version {version}")
         return Asked(self, model, chosen, entry.versions[chosen], is_named=version is not None)
 
-    def choose(self, model: str, header: str | None) -> Asked:
+    def choose(self, model: str, headers: Mapping[bytes, bytes]) -> Asked:
         """As ``Gateway.choose``."""
         entry = self._catalogue[model]
-        version = entry.route.choose(header, self._chance())
+        version = entry.route.choose_by(headers, self._chance)
         return Asked(self, model, version, entry.versions[version], is_named=False)
 
     def copy(self, request: InferRequest, answered_by: Asked) -> None:
@@ -116,10 +116,13 @@ class ReaderGateway:
                 request.rows,
                 request.size_bytes,
                 request.free_lengths,
+                request.journey is not None,
                 inputs,
             ]
         )
-        _, outputs, *failed = await answer
+        _, journey, outputs, *failed = await answer
+        if journey is not None and request.journey is not None:
+            request.journey.follow(journey)
         if failed:
             raise _error(*failed)
         return unpack(

@@ -8,10 +8,14 @@ reader                                                     data plane
 [0]                                        ──►                          it listens
 [number, model, version, whether the client named it,
  flow, priority, timeout_s, rows, size_bytes,
- free_lengths, [[data type, shape, bytes], ...]]  ──►
-                                           ◄── [number, [[name, data type, shape, bytes], ...]]
-                                               or [number, None, HTTP status, error, retry_after_s]
+ free_lengths, whether it is traced,
+ [[data type, shape, bytes], ...]]         ──►
+                                           ◄── [number, journey, [[name, data type, shape, bytes], ...]]
+                                               or [number, journey, None, HTTP status, error, retry_after_s]
 ```
+
+A journey is None, or when the request arrived and [[when it was sent, replica, rows of the batch], ...], by
+the monotonic clock that all processes of a machine have together.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from forescale.core.errors import ModelFailed, PeerGone, RequestFailed, TooBusy
 from forescale.core.signature import Signature
 from forescale.engine.serve.arrays import DTYPES, Array, pack
 from forescale.engine.serve.gateway import Gateway
+from forescale.engine.serve.journey import Journey
 from forescale.engine.serve.middleware import Middleware
 from forescale.engine.serve.requests import InferRequest
 from forescale.engine.serve.routing import Route
@@ -150,20 +155,22 @@ class Readers:
         answer.add_done_callback(self._answers.discard)
 
     async def _answer(self, reader: Turns, item: Item) -> None:
-        number: int = item[0]
+        number, is_traced = item[0], item[10]
+        journey = Journey() if is_traced else None
         try:
-            answer = [number, await self._infer(*item[1:])]
+            answer: Item = [await self._infer(journey, *item[1:])]
         except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
             failed = error
             if not isinstance(failed, RequestFailed):
                 structlog.get_logger().error("request_failed", traceback=traceback.format_exc())
                 failed = ModelFailed("internal error; the server's log tells more")
-            answer = [number, None, *_fields(failed)]
+            answer = [None, *_fields(failed)]
         with contextlib.suppress(PeerGone):
-            reader.say(answer)
+            reader.say([number, journey and journey.to_item(), *answer])
 
     async def _infer(  # noqa: PLR0913, PLR0917 - as the message has it
         self,
+        journey: Journey | None,
         model: str,
         version: str,
         is_named: bool,
@@ -173,6 +180,7 @@ class Readers:
         rows: int,
         size_bytes: int,
         free_lengths: list[int],
+        _is_traced: bool,
         inputs: list[Item],
     ) -> list[Item]:
         served = self._gateway.find(model, version)
@@ -185,6 +193,7 @@ class Readers:
             outputs=(),
             priority=priority,
             timeout_s=timeout_s,
+            journey=journey,
         )
         if not is_named:
             self._gateway.copy(request, served)

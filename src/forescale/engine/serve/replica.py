@@ -1,6 +1,6 @@
-"""A replica process: one model, one batch at a time.
+"""A replica process: one model or several, one batch at a time.
 
-``main`` is the entry of a ``ProcessSpec``. It imports torch and waits for a model, a warm spare until then.
+``main`` is the entry of a ``ProcessSpec``. It waits for a model, a warm spare until then.
 Its config may hold ``memory_limit_bytes`` and ``factories``, the names that ``formats/factory.py`` may call.
 """
 
@@ -11,10 +11,10 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import psutil
@@ -22,7 +22,6 @@ import torch
 
 from forescale.core.cluster import Device, DeviceKind
 from forescale.core.errors import ForescaleError
-from forescale.engine.channel import Channel, Message
 from forescale.engine.serve.arrays import DTYPES, Array, pack, unpack
 from forescale.engine.serve.conformity import Misfit, conform, rows_of
 from forescale.engine.serve.footprint import Footprint, be_first_victim
@@ -33,72 +32,50 @@ from forescale.engine.serve.messages import (
     Drain,
     Failed,
     FailureKind,
+    Header,
     Hello,
+    Left,
     Load,
     Result,
     Run,
+    Threads,
     Warm,
+    address,
     to_replica,
 )
+from forescale.engine.stream import StreamChannel
+from forescale.engine.wire import Frame, Message
 
 BEAT_S = 1.0
 CREDITS = 2  # the next batch waits here while one runs
 
-# What torch imports when it first deserializes and runs an exported program: 3 s that a spare spends early.
-_WARM_IMPORTS = (
-    "torch.export.pt2_archive._package",
-    "torch._export.serde.serialize",
-    "torch.export._trace",
-    "torch.export.passes",
-    "torch._inductor.sizevars",
-    "sympy.tensor.tensor",
-)
 _UNNAMED_ROWS = (
     2  # of an axis of any length that is not the rows: the least that torch.export allows by itself
 )
 _FULL_FRACTION = 0.8  # a process that still holds this much of its memory after a batch failed is replaced
 
 
-def main(channel: Channel, device: Device, config: Mapping[str, Any]) -> None:
-    """Become a replica of the model that ``Load`` names, until ``Drain``; see ``messages.py``."""
+def main(channel: StreamChannel, device: Device, config: Mapping[str, Any]) -> None:
+    """Hold the replicas that ``Load`` names, until the process itself is told to end; see ``messages.py``."""
     torch.set_num_threads(len(device.cores) or psutil.cpu_count() or 1)
-    for module in _WARM_IMPORTS:
-        import_module(module)
     limit_bytes = int(config.get("memory_limit_bytes") or device.memory_bytes)
     _limit_memory(device, limit_bytes)
     be_first_victim()
     gc.collect()
     gc.freeze()  # what has been imported stays: no later collection looks through it
     footprint = Footprint(device)
-    channel.send(Warm(process_bytes=footprint.process_bytes).to_header())
+    warm = Warm(process_bytes=footprint.process_bytes, common_bytes=footprint.common_bytes)
+    channel.send(warm.to_header())
+    house = House(channel, device, footprint, limit_bytes, tuple(config.get("factories", ())))
     inbox = _Inbox(channel, footprint)
-    load = to_replica(inbox.next().header)
-    if not isinstance(load, Load):
-        return
-    start_s = time.perf_counter()
-    try:
-        model = _ready(load, device, tuple(config.get("factories", ())))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a model is somebody else's code
-        _give_up(channel, error)
-    rows = min(load.max_rows, model.most_rows or load.max_rows)
-    hello = Hello(
-        model=load.model,
-        version=load.version,
-        replica=channel.name,
-        signature=model.signature,
-        max_rows=rows,
-        load_s=time.perf_counter() - start_s,
-        model_bytes=footprint.model_bytes(),
-    )
-    channel.send(hello.to_header())
-    channel.send(Credit(n=CREDITS).to_header())
-    _serve(channel, model, limit_bytes, inbox)
+    while "to" in (message := inbox.next()).header:
+        house.obey(message)
 
 
 class _Inbox:
     """What the gateway says; while it is read, the gateway is told that this process is there."""
 
-    def __init__(self, channel: Channel, footprint: Footprint) -> None:
+    def __init__(self, channel: StreamChannel, footprint: Footprint) -> None:
         self._channel = channel
         self._footprint = footprint
         self._told_s = time.monotonic()
@@ -118,39 +95,125 @@ class _Inbox:
         self._channel.send(Beat(model_bytes=self._footprint.model_bytes()).to_header())
 
 
-def _serve(channel: Channel, model: LoadedModel, limit_bytes: int, inbox: _Inbox) -> None:
-    while True:
-        message = inbox.next()
+class House:
+    """The replicas in this process, by name."""
+
+    def __init__(
+        self,
+        channel: StreamChannel,
+        device: Device,
+        footprint: Footprint,
+        limit_bytes: int,
+        factories: tuple[str, ...] = (),
+    ) -> None:
+        self._channel = channel
+        self._device = device
+        self._footprint = footprint
+        self._limit_bytes = limit_bytes
+        self._factories = factories
+        self._threads: dict[str, int] = {}
+        self.models: dict[str, LoadedModel] = {}
+
+    def obey(self, message: Message) -> None:
+        """Carry out one order."""
+        replica = str(message.header["to"])
         asked = to_replica(message.header)
+        self._footprint.turn(replica)
         match asked:
-            case Run():
-                failed = _answer(channel, model, asked, message)
-                if failed == "memory" and _is_full(limit_bytes):
-                    raise SystemExit("the model holds almost all of the memory it may have")
-            case Drain():
-                return
+            case Run() if replica in self.models:
+                self._use_threads(self._threads.get(replica))
+                self._run(replica, asked, message)
             case Load():
-                raise ValueError(f"this is a replica already, and cannot become one of {asked.model}")
+                self._use_threads(asked.threads)
+                self._load(replica, asked)
+            case Threads(threads=threads):
+                self._threads[replica] = threads
+            case Drain() if self.models.pop(replica, None) is not None:
+                self._threads.pop(replica, None)
+                self._footprint.forget(replica)
+                gc.collect()  # what it took is for others
+                self._say(replica, Left().to_header())
+            case _:
+                pass  # it has left, or could not be loaded, and that has been said
+
+    def _say(self, replica: str, header: Header, frames: Sequence[Frame] = ()) -> None:
+        self._channel.send({**header, "from": replica}, frames)
+
+    def _use_threads(self, threads: int | None) -> None:
+        """They are the process's: each batch sets those of its replica."""
+        if threads and threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
+
+    def _load(self, replica: str, load: Load) -> None:
+        start_s = time.perf_counter()
+        try:
+            model = _ready(load, self._device, self._factories)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a model is somebody else's code
+            traceback.print_exc()
+            failure: FailureKind = "memory" if _is_out_of_memory(error) else "load"
+            self._say(replica, Failed(error=_line(error), failure=failure).to_header())
+            self._footprint.forget(replica)
+            return
+        self.models[replica] = model
+        self._threads[replica] = load.threads or torch.get_num_threads()
+        hello = Hello(
+            model=load.model,
+            version=load.version,
+            replica=address(self._channel.name, replica),
+            signature=model.signature,
+            max_rows=min(load.max_rows, model.most_rows or load.max_rows),
+            load_s=time.perf_counter() - start_s,
+            model_bytes=self._footprint.model_bytes()[replica],
+        )
+        self._say(replica, hello.to_header())
+        self._say(replica, Credit(n=CREDITS).to_header())
+
+    def _run(self, replica: str, run: Run, message: Message) -> None:
+        try:
+            header, frames = _answer(self.models[replica], run, message.frames)
+        except _BatchFailed as failed:
+            told = Failed(batch=run.batch, error=failed.error, failure=failed.failure)
+            self._say(replica, told.to_header())
+            if failed.failure == "memory" and _is_full(self._limit_bytes):
+                # It is this one's doing that all end.
+                self._say(replica, replace(told, batch=None).to_header())
+                raise SystemExit("the models hold almost all of the memory they may have") from failed
+        else:
+            self._say(replica, header, frames)
 
 
-def _answer(channel: Channel, model: LoadedModel, run: Run, message: Message) -> FailureKind | None:
-    """Run a batch and say how it went; what it failed of, if it did."""
+class _BatchFailed(Exception):
+    def __init__(self, failure: FailureKind, error: BaseException) -> None:
+        super().__init__(str(error))
+        self.failure: FailureKind = failure
+        self.error = _line(error)
+
+
+def _answer(model: LoadedModel, run: Run, frames: Sequence[memoryview]) -> tuple[Header, Sequence[Frame]]:
+    """A batch's outputs.
+
+    Raises:
+        _BatchFailed: there are none.
+    """
     try:
-        inputs = unpack(run.inputs, message.frames)
+        inputs = unpack(run.inputs, frames)
         conform(inputs, model.signature.inputs, "input")
     except (Misfit, ValueError) as error:
-        return _fail(channel, run.batch, "input", error)
+        raise _BatchFailed("input", error) from error
     start_s = time.perf_counter()
     try:
         outputs = run_rows(model, inputs)
         seconds = time.perf_counter() - start_s
-        tensors, frames = pack(outputs)
+        tensors, packed = pack(outputs)
     except Misfit as error:
-        return _fail(channel, run.batch, "output", error)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a model is somebody else's code
-        return _fail(channel, run.batch, "memory" if _is_out_of_memory(error) else "model", error)
-    channel.send(Result(batch=run.batch, seconds=seconds, outputs=tensors).to_header(), frames)
-    return None
+        raise _BatchFailed("output", error) from error
+    except (Exception, SystemExit) as error:
+        if _is_out_of_memory(error):
+            raise _BatchFailed("memory", error) from error
+        traceback.print_exception(error, file=sys.stderr)
+        raise _BatchFailed("model", error) from error
+    threads = model.threads or torch.get_num_threads()
+    return Result(batch=run.batch, seconds=seconds, outputs=tensors, threads=threads).to_header(), packed
 
 
 def run_rows(model: LoadedModel, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
@@ -177,6 +240,7 @@ def _ready(load: Load, device: Device, factories: tuple[str, ...]) -> LoadedMode
         signature=load.signature,
         trust=load.trust,
         factories=factories,
+        threads=load.threads,
     )
     model = format_named(load.format).load(order, device)
     zeros = {
@@ -187,21 +251,6 @@ def _ready(load: Load, device: Device, factories: tuple[str, ...]) -> LoadedMode
     }
     run_rows(model, zeros)
     return model
-
-
-def _give_up(channel: Channel, error: BaseException) -> NoReturn:
-    traceback.print_exc()
-    line = _line(error)
-    failure: FailureKind = "memory" if _is_out_of_memory(error) else "load"
-    channel.send(Failed(error=line, failure=failure).to_header())
-    raise SystemExit(line) from error
-
-
-def _fail(channel: Channel, batch: int, failure: FailureKind, error: BaseException) -> FailureKind:
-    if failure == "model":
-        traceback.print_exception(error, file=sys.stderr)
-    channel.send(Failed(batch=batch, error=_line(error), failure=failure).to_header())
-    return failure
 
 
 def _line(error: BaseException) -> str:

@@ -18,7 +18,8 @@ class CrewRules:
         load_limit_s: a process that takes longer to start, or to load its model, is replaced.
         silence_limit_s: so is one that says nothing for so long: a batch that takes longer has failed.
         drain_limit_s: a draining one is killed after it.
-        backoff_s: pause before the second attempt in a row; doubles with each to ``backoff_limit_s``.
+        backoff_s: least time from one attempt to the next, from the second in a row on; doubles with each to
+            ``backoff_limit_s``.
             Processes that end before they are warm are counted alike, together.
         steady_s: a replica that has served so long begins anew with its attempts: pauses are for those that
             cannot serve, not for those that somebody kills.
@@ -37,6 +38,12 @@ class CrewRules:
     memory_limit_bytes: int = 0
     factories: tuple[str, ...] = ()
 
+    def pause_s(self, attempts: int) -> float:
+        """From one attempt to the next, after so many."""
+        if attempts < 2:
+            return 0.0
+        return min(self.backoff_limit_s, self.backoff_s * 2.0 ** min(attempts - 2, 60))
+
 
 class State(StrEnum):
     """Of a replica."""
@@ -52,7 +59,9 @@ class Replica:
     """One wanted replica, as it is now; it outlives its processes.
 
     Attributes:
-        process: the address on the channel of the process that holds it, if one does.
+        house: what it shares with the replicas that are to be in one process with it.
+        process: the process that holds it, if one does.
+        threads: that run a batch; None: as many as its device has cores.
         cause: what ended its last process, if one was lost.
         attempts: processes lost since it last served steadily.
         retry_s: when it gets its next process; 0: as soon as one is warm.
@@ -62,8 +71,10 @@ class Replica:
     model: str
     version: str
     device: str
+    house: str
     state: State
     process: str | None
+    threads: int | None
     cause: str | None
     attempts: int
     retry_s: float
@@ -74,26 +85,26 @@ class Ready:
     """A replica serves from now on."""
 
     replica: str
-    process: str
+    address: str
     hello: Hello
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lost:
-    """A replica's process is gone, and with it the batches it had; the replica will get another one."""
+    """A replica is held no more, and the batches it had are gone; it will get another process."""
 
     replica: str
-    process: str
+    address: str
     cause: str
     failure: FailureKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """A replica that was taken away has finished (or been killed, with the batches it still had)."""
+    """A replica that was taken away has finished (or been lost, with the batches it still had)."""
 
     replica: str
-    process: str
+    address: str
 
 
 CrewEvent = Ready | Lost | Ended

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from math import fsum
 
 ROUTE_HEADER = b"x-forescale-route"
 """Its value may choose a version, as the route says."""
+
+SESSION_HEADER = b"x-forescale-session"
+"""Requests with the same value are answered by the same version, as long as no share becomes smaller."""
 
 _ROUNDING = 1e-9
 
@@ -52,6 +56,21 @@ class Route:
                 return version
             chance -= share
         return self.version
+
+    def choose_by(self, headers: Mapping[bytes, bytes], chance: Callable[[], float]) -> str:
+        """The version for a request with these headers; ``chance`` is asked where they do not decide."""
+        if not (self.shares or self.header):
+            return self.version
+        header, session = headers.get(ROUTE_HEADER), headers.get(SESSION_HEADER)
+        return self.choose(
+            None if header is None else header.decode("latin-1"),
+            chance() if session is None else self._place(session),
+        )
+
+    def _place(self, session: bytes) -> float:
+        """From 0 to 1 (excluded), like chance; another place where other versions are new."""
+        salt = "/".join(self.shares).encode()
+        return int.from_bytes(blake2b(session, digest_size=6, key=salt[:64]).digest()) / (1 << 48)
 
     def copies(self, answered_by: str, chance: float) -> tuple[str, ...]:
         """The versions that get a copy of a request which another one answers; ``chance`` as above."""

@@ -20,7 +20,7 @@ from forescale.core.errors import (
     TooBusy,
 )
 from forescale.core.signature import Signature
-from forescale.engine.channel import Frame
+from forescale.engine.serve.admission import Admission
 from forescale.engine.serve.arrays import Array, pack, unpack
 from forescale.engine.serve.balancing import Balancing, ReplicaLoad
 from forescale.engine.serve.conformity import check_outputs
@@ -30,6 +30,7 @@ from forescale.engine.serve.metrics import Gauges, ModelMetrics
 from forescale.engine.serve.policy import QueuePolicy
 from forescale.engine.serve.queues import Entry, ModelQueue
 from forescale.engine.serve.requests import InferRequest
+from forescale.engine.wire import Frame
 
 Send = Callable[[str, Header, Sequence[Frame]], None]
 
@@ -74,6 +75,7 @@ class ServedModel:
         self.metrics = ModelMetrics()
         self.replicas: dict[str, ReplicaLoad] = {}
         self._queue: ModelQueue[Job] = ModelQueue(policy)
+        self._admission = Admission()
         self._send = send
         self._balancing = balancing
         self._clock = clock
@@ -146,7 +148,9 @@ class ServedModel:
             outcomes["failed"] += 1
             raise
         outcomes["ok"] += 1
-        self.metrics.latency_s.observe(self._clock.monotonic_s() - arrived_s)
+        took_s = self._clock.monotonic_s() - arrived_s
+        self.metrics.latency_s.observe(took_s)
+        self._admission.learn(entry, took_s)
         return outputs
 
     def steer(self, policy: QueuePolicy) -> None:
@@ -185,11 +189,11 @@ class ServedModel:
 
     def result(self, replica: str, result: Result, frames: Sequence[memoryview]) -> None:
         """A replica answered a batch."""
-        batch = self._finish(replica, result.batch)
+        batch = self._finish(replica, result.batch, threads=result.threads)
         self._dispatch()  # first: so that the replica waits for nobody
         if batch is None:
             return
-        self.metrics.note_batch(sum(entry.rows for entry in batch), result.seconds)
+        self.metrics.note_batch(sum(entry.rows for entry in batch), result.seconds, result.threads)
         try:
             outputs = unpack(result.outputs, frames)
             check_outputs(outputs, self.signature, sum(entry.rows for entry in batch))
@@ -258,21 +262,7 @@ class ServedModel:
                 raise TooBusy(f"{self.model} has too much to do to answer in time", retry_after_s=late_s)
 
     def _backlog_s(self, entry: _Entry) -> float:
-        """Predicted seconds to the answer, if the request joins the queue now; 0 if nothing is known."""
-        now_s = entry.arrived_s
-        rows_per_s = 0.0
-        answer_s = math.inf
-        # It will share its batch: one that is alone in time only would make the batch small.
-        rows = min(self._queue.rows_before(entry.priority) + entry.rows, self._full_rows)
-        for replica in self.replicas.values():
-            full_s = replica.service.predict_s(self._full_rows)
-            if full_s <= 0:
-                return 0.0
-            rows_per_s += self._full_rows / full_s
-            answer_s = min(answer_s, replica.free_s(now_s) + replica.service.predict_s(rows))
-        if not rows_per_s:
-            return 0.0
-        return answer_s - now_s + self._queue.wait_s(entry.priority, rows_per_s, now_s)
+        return self._admission.predict_s(entry, self._queue, self.replicas.values(), self._full_rows)
 
     # ---- batches --------------------------------------------------------------------------------------
 
@@ -313,7 +303,7 @@ class ServedModel:
             probe=not replica.in_flight and now_s - replica.observed_s > _PROBE_S,
         )
         for entry in late:
-            refuse(entry, TooBusy(f"{self.model} could not answer in time", retry_after_s=start_s))
+            self._give_up(entry, retry_after_s=start_s)
         if not batch:
             return False
         number = next(self._numbers)
@@ -341,12 +331,14 @@ class ServedModel:
         columns = zip(*(entry.item.request.inputs for entry in batch), strict=True)
         return {name: np.concatenate(column) for name, column in zip(self._names, columns, strict=True)}
 
-    def _finish(self, replica: str, number: int, *, failed: bool = False) -> list[_Entry] | None:
+    def _finish(
+        self, replica: str, number: int, *, failed: bool = False, threads: int | None = None
+    ) -> list[_Entry] | None:
         load = self.replicas.get(replica)
         if load is None or number not in load.in_flight:
             structlog.get_logger().error("unknown_batch", replica=replica, batch=number)
             return None
-        load.finish(number, self._clock.monotonic_s(), failed=failed)
+        load.finish(number, self._clock.monotonic_s(), failed=failed, threads=threads)
         return self._batches.pop(number, None)
 
     def _retry(self, entry: _Entry, *, alone: bool, cause: str) -> None:
@@ -382,10 +374,13 @@ class ServedModel:
     def _patrol(self) -> None:
         self._wake, self._wake_s = None, math.inf
         now_s = self._clock.monotonic_s()
-        for entry in self._queue.expire(now_s):
-            refuse(entry, TooBusy(f"{self.model} could not answer in time", retry_after_s=0.0))
-        for batch in self._batches.values():
-            for entry in batch:
-                if entry.deadline_s <= now_s:
-                    refuse(entry, TooBusy(f"{self.model} did not answer in time", retry_after_s=0.0))
+        running = itertools.chain.from_iterable(self._batches.values())
+        for entry in (*self._queue.expire(now_s), *(each for each in running if each.deadline_s <= now_s)):
+            self._give_up(entry, retry_after_s=0.0)
         self._dispatch()
+
+    def _give_up(self, entry: _Entry, *, retry_after_s: float) -> None:
+        """A request was let in, and is too late nevertheless."""
+        if not entry.item.answer.done():
+            self._admission.learn(entry, math.inf)
+            refuse(entry, TooBusy(f"{self.model} did not answer in time", retry_after_s=retry_after_s))

@@ -23,6 +23,8 @@ _MODULES = {
     name: f"forescale.engine.serve.formats.{name}" for name in ("pt2", "onnx", "safetensors", "factory")
 }
 FORMATS = tuple(_MODULES)
+FIXED_THREADS = frozenset({"onnx"})
+"""Formats whose replicas keep the threads that they were loaded with."""
 _ENDINGS = {".pt2": "pt2", ".onnx": "onnx", ".safetensors": "safetensors"}
 
 
@@ -36,6 +38,7 @@ class Order:
         signature: what it was registered with; None: what the artifact says.
         trust: whether code in the artifact may run.
         factories: names that the format ``factory`` may import and call.
+        threads: that run a batch; None: as many as the device has cores.
     """
 
     path: Path
@@ -43,6 +46,7 @@ class Order:
     signature: Signature | None = None
     trust: bool = False
     factories: tuple[str, ...] = ()
+    threads: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +56,14 @@ class LoadedModel:
     Attributes:
         run: from inputs to outputs by name; all have equally many rows, between the two limits.
         least_rows, most_rows: of a batch (None: any number).
+        threads: that run a batch, whatever torch's number is; None: as many as that.
     """
 
     signature: Signature
     run: Runner
     least_rows: int = 1
     most_rows: int | None = None
+    threads: int | None = None
 
 
 class Format(Protocol):

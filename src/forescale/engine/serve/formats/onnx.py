@@ -37,7 +37,8 @@ def load(order: Order, device: Device) -> LoadedModel:
     """Make a session on the device's cores or accelerator."""
     on_gpu = device.kind is DeviceKind.CUDA
     providers = ["CUDAExecutionProvider"] if on_gpu else ["CPUExecutionProvider"]
-    session = _session(order, threads=len(device.cores), providers=providers)
+    threads = order.threads or len(device.cores)
+    session = _session(order, threads=threads, providers=providers)
     found = _signature(session)
     declared = order.signature or found
     refuse_other_names(declared, found)
@@ -48,7 +49,11 @@ def load(order: Order, device: Device) -> LoadedModel:
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     return LoadedModel(
-        signature=declared, run=run, least_rows=max(rows, default=1), most_rows=min(rows, default=None)
+        signature=declared,
+        run=run,
+        least_rows=max(rows, default=1),
+        most_rows=min(rows, default=None),
+        threads=threads or None,
     )
 
 

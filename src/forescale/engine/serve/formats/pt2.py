@@ -23,6 +23,7 @@ from forescale.engine.serve.formats.archive import (
     signature,
     without_shapes,
 )
+from forescale.engine.serve.formats.transfer import Transfer
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -77,25 +78,24 @@ def load(order: Order, device: Device) -> LoadedModel:
     module = exported.module(check_guards=False)
     in_spec = exported.call_spec.in_spec
     assert in_spec is not None
-    place = torch.device("cuda:0" if device.kind is DeviceKind.CUDA else "cpu")
+    transfer = Transfer(device)
     declared = order.signature or found
     _compare(declared, found)
+    outputs = [spec.name for spec in declared.outputs]
     is_plain = in_spec == pytree.tree_structure(((0,) * len(declared.inputs), {}))
     checked: set[tuple[tuple[int, ...], ...]] = set()
 
     def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        flat = [torch.from_numpy(inputs[spec.name]).to(place) for spec in declared.inputs]
+        flat = [transfer.tensor(inputs[spec.name]) for spec in declared.inputs]
         args, kwargs = (flat, {}) if is_plain else pytree.tree_unflatten(flat, in_spec)
         # The program's own check of lengths takes as long as a small model: what passed it passes again.
         shapes = tuple(tensor.shape for tensor in flat)
         call = module.forward if shapes in checked else module
         with torch.inference_mode():
-            results = pytree.tree_leaves(call(*args, **kwargs))
+            answers = transfer.arrays(outputs, pytree.tree_leaves(call(*args, **kwargs)))
         if len(checked) < _REMEMBERED:
             checked.add(shapes)
-        return {
-            spec.name: result.cpu().numpy() for spec, result in zip(declared.outputs, results, strict=True)
-        }
+        return answers
 
     return LoadedModel(signature=declared, run=run, least_rows=rows.least, most_rows=rows.most)
 

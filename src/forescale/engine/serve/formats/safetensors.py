@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from forescale.core.cluster import Device, DeviceKind
+from forescale.core.cluster import Device
 from forescale.core.errors import InvalidInput
 from forescale.core.signature import Signature
 from forescale.engine.serve.arrays import Array
 from forescale.engine.serve.formats import LoadedModel, Order, declared_signature
 from forescale.engine.serve.formats.architectures import architecture_of
+from forescale.engine.serve.formats.transfer import Transfer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,16 +33,17 @@ def load(order: Order, device: Device) -> LoadedModel:
 
     declared = declared_signature(order)
     architecture = architecture_of(order, declared)
-    place = torch.device("cuda:0" if device.kind is DeviceKind.CUDA else "cpu")
+    transfer = Transfer(device)
     model = architecture.build()
     _fill(model, _weights(order))
-    model.eval().to(place)
+    model.eval().to(transfer.place)
+    names = [spec.name for spec in declared.outputs]
 
     def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(array).to(place) for name, array in inputs.items()}
+            tensors = {name: transfer.tensor(array) for name, array in inputs.items()}
             outputs = architecture.forward(model, tensors)
-        return {spec.name: outputs[spec.name].cpu().numpy() for spec in declared.outputs}
+            return transfer.arrays(names, [outputs[name] for name in names])
 
     return LoadedModel(signature=declared, run=run)
 
