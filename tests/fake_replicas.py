@@ -10,7 +10,6 @@ import numpy as np
 
 from forescale.core.errors import PeerGone
 from forescale.core.signature import Signature, TensorSpec
-from forescale.engine.channel import Frame
 from forescale.engine.serve.arrays import Array, pack, unpack
 from forescale.engine.serve.link import Listener
 from forescale.engine.serve.messages import (
@@ -25,6 +24,7 @@ from forescale.engine.serve.messages import (
     to_replica,
 )
 from forescale.engine.serve.requests import InferRequest, WantedOutput
+from forescale.engine.wire import Frame
 
 DOUBLING = Signature(
     inputs=(TensorSpec(name="x", datatype="FP32", shape=(None, 2)),),

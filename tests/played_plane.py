@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -14,8 +14,8 @@ import numpy as np
 from fake_replicas import DOUBLING
 from forescale.core.clock import SystemClock
 from forescale.core.cluster import Device, DeviceKind
+from forescale.core.errors import PeerGone
 from forescale.engine.backend import ProcessExit, ProcessHandle, ProcessSpec
-from forescale.engine.channel import Frame
 from forescale.engine.serve.arrays import pack, unpack
 from forescale.engine.serve.crew import Crew, CrewRules
 from forescale.engine.serve.gateway import Gateway
@@ -27,15 +27,18 @@ from forescale.engine.serve.messages import (
     FromReplica,
     Header,
     Hello,
+    Left,
     Load,
     Result,
     Run,
+    Threads,
     Warm,
     to_replica,
 )
 from forescale.engine.serve.orders import Command, Exchange, PlaneState
 from forescale.engine.serve.plane import Plane
 from forescale.engine.serve.requests import InferRequest, WantedOutput
+from forescale.engine.wire import Frame
 
 CPU = Device(name="cpu0", kind=DeviceKind.CPU, memory_bytes=0)
 ROWS = np.ones((2, 2), np.float32)
@@ -53,25 +56,32 @@ class PlayedProcesses:
     """Backend and link at once: a process is warm at once, loads at once and doubles its inputs.
 
     Attributes:
+        living: processes, with what each of their replicas has loaded.
         mute: processes that answer no batch.
         faulty: versions whose replicas fail on every batch.
+        threads: that processes were told of while they had a model.
     """
 
     def __init__(self) -> None:
-        self.living: dict[str, Load | None] = {}
+        self.living: dict[str, dict[str, Load]] = {}
         self.mute = set[str]()
         self.faulty = set[str]()
+        self.threads: dict[str, int] = {}
         self._handles: dict[str, ProcessHandle] = {}
         self._exits: list[ProcessExit] = []
         self._listeners: list[Listener] = []
         self._news, self._wake = os.pipe()
+
+    def held(self) -> list[Load]:
+        """What the replicas in all processes have loaded."""
+        return [load for replicas in self.living.values() for load in replicas.values()]
 
     # what a backend does
 
     def start(self, spec: ProcessSpec) -> ProcessHandle:
         handle = ProcessHandle(name=spec.address, device=spec.device.name, pid=0)
         self._handles[spec.address] = handle
-        self.living[spec.address] = None
+        self.living[spec.address] = {}
         self._say(spec.address, Warm())
         return handle
 
@@ -113,35 +123,43 @@ class PlayedProcesses:
     def listen(self, listener: Listener) -> None:
         self._listeners.append(listener)
 
-    def send(self, replica: str, header: Header, frames: Sequence[Frame] = ()) -> None:
+    def send(self, to: str, header: Header, frames: Sequence[Frame] = ()) -> None:
+        process, _, replica = to.partition("/")
+        if process not in self.living:
+            raise PeerGone(f"{process} is not connected")
         message = to_replica(header)
         match message:
-            case Load(model=model, version=version) if model == "broken":
-                self.living[replica] = message
-                self._say(replica, Failed(error="no such operator", failure="load"))
-                asyncio.get_running_loop().call_soon(self.end, replica)
+            case Drain() if not replica:
+                self._soon(self.end, process)
+            case Drain() if self.living[process].pop(replica, None):
+                self._say(to, Left())
+            case Load(model="broken"):
+                self._say(to, Failed(error="no such operator", failure="load"))
             case Load(model=model, version=version):
-                self.living[replica] = message
-                ready = Hello(model=model, version=version, replica=replica, signature=DOUBLING, max_rows=8)
-                self._say(replica, ready)
-                self._say(replica, Credit(n=2))
-            case Run() if (load := self.living.get(replica)) and load.version in self.faulty:
-                self._say(replica, Failed(batch=message.batch, error="no such class", failure="model"))
-            case Run() if replica not in self.mute:
+                self.living[process][replica] = message
+                self._say(to, Hello(model=model, version=version, replica=to, signature=DOUBLING, max_rows=8))
+                self._say(to, Credit(n=2))
+            case Run() if self.living[process][replica].version in self.faulty:
+                self._say(to, Failed(batch=message.batch, error="no such class", failure="model"))
+            case Run() if process not in self.mute:
                 inputs = unpack(message.inputs, frames)
                 tensors, outputs = pack({"y": inputs["x"] * np.float32(2)})
-                self._say(replica, Result(batch=message.batch, seconds=0.001, outputs=tensors), *outputs)
-            case Run():
+                self._say(to, Result(batch=message.batch, seconds=0.001, outputs=tensors), *outputs)
+            case Threads(threads=threads):
+                self.threads[to] = threads
+            case _:
                 pass
-            case Drain():
-                asyncio.get_running_loop().call_soon(self.end, replica)
 
-    def _say(self, process: str, message: FromReplica, *frames: memoryview) -> None:
+    def _soon(self, call: Callable[..., object], *words: object) -> None:
+        asyncio.get_running_loop().call_soon(call, *words)
+
+    def _say(self, sender: str, message: FromReplica, *frames: memoryview) -> None:
         def tell() -> None:
-            for listener in self._listeners:
-                listener(process, message, frames)
+            if sender.partition("/")[0] in self.living:
+                for listener in self._listeners:
+                    listener(sender, message, frames)
 
-        asyncio.get_running_loop().call_soon(tell)
+        self._soon(tell)
 
 
 class Nearby:
@@ -171,14 +189,14 @@ class Nearby:
 
 @asynccontextmanager
 async def played_plane(
-    *, deaf: bool = False, memory_bytes: int = 0
+    *, deaf: bool = False, memory_bytes: int = 0, cores: int = 0
 ) -> AsyncGenerator[tuple[Nearby, Gateway, PlayedProcesses]]:
-    """A data plane at work; its one device has so much memory (0: nobody knows)."""
+    """A data plane at work; its one device has so much memory and so many cores (0: nobody knows)."""
     with PlayedProcesses() as processes:
         clock = SystemClock()
         gateway = Gateway(processes, clock=clock)
         rules = CrewRules(spares=1, starts=2)
-        device = replace(CPU, memory_bytes=memory_bytes)
+        device = replace(CPU, memory_bytes=memory_bytes, cores=tuple(range(cores)))
         crew = Crew(processes, lambda to, said: processes.send(to, said.to_header()), [device], rules)
         plane = Plane(crew=crew, gateway=gateway, link=processes, clock=clock)
         running = asyncio.create_task(plane.run())

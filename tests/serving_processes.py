@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -74,7 +74,15 @@ class Server:
         return self.process.returncode, said.splitlines()[-1] if said else ""
 
     def process_of(self, replica: dict[str, str]) -> psutil.Process:
-        return next(child for child in self.children() if child.cmdline()[-1] == replica["process"])
+        return next(child for child in self.children() if described(child)["name"] == replica["process"])
+
+
+def described(process: psutil.Process) -> dict[str, Any]:
+    """Its name and command line; nothing if it has ended, as what a fork leaves behind does at once."""
+    try:
+        return process.as_dict(["name", "cmdline"])
+    except psutil.NoSuchProcess:
+        return {"name": "", "cmdline": []}
 
 
 def all_end(processes: list[psutil.Process]) -> None:
@@ -113,7 +121,9 @@ def refused(*words: str | Path) -> str:
 
 
 @contextmanager
-def requests_all_the_time(url: str, rows: np.ndarray) -> Generator[Callable[[], None]]:
+def requests_all_the_time(
+    url: str, rows: np.ndarray, pause_s: float = 0.002
+) -> Generator[Callable[[], None]]:
     """Requests of four clients while the block runs; none may fail. Calling waits for many more answers."""
     ended, failures, answers = threading.Event(), list[Exception](), threading.Semaphore(0)
 
@@ -126,7 +136,7 @@ def requests_all_the_time(url: str, rows: np.ndarray) -> Generator[Callable[[], 
                     failures.append(error)
                     ended.set()
                 answers.release()
-                ended.wait(0.002)  # the cores are for the processes that start
+                ended.wait(pause_s)  # the cores are for the processes that start
 
     def wait_for_more() -> None:
         for _ in range(100):

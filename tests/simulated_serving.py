@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forescale.control.scaling import Load, ScalingRules, ScalingState, step
+from forescale.control.scale import Load, ScalingRules, ScalingState
+from forescale.control.scaling import step
 from forescale.registry.records import DeploymentSpec
 
 TICK_S = 0.25
 LATENCY_S = 0.2
-BATCH_TIMES = ((1.0, 0.012), (16.0, 0.1))
+BATCH_TIMES = {1: ((1.0, 0.012), (16.0, 0.1))}
 CAPACITY_PER_S = 160.0  # of a replica: 16 rows in 0.1 s, twice of which fit in the latency
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import tempfile
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -16,7 +18,6 @@ import uvloop
 from fake_replicas import DOUBLING
 from forescale.core.clock import SystemClock
 from forescale.core.errors import InvalidInput, PeerGone
-from forescale.engine.channel import Channel, ChannelServer
 from forescale.engine.serve.app import App
 from forescale.engine.serve.arrays import pack, unpack
 from forescale.engine.serve.gateway import Gateway
@@ -24,6 +25,7 @@ from forescale.engine.serve.link import ReplicaLink
 from forescale.engine.serve.messages import Beat, Credit, Hello, Result, Run, to_replica
 from forescale.engine.serve.queues import QueuePolicy
 from forescale.engine.serve.server import Server, listen
+from forescale.engine.stream import StreamChannel
 
 INFER = "/v2/models/m/infer"
 
@@ -35,12 +37,12 @@ class Replica:
         hold: it begins no batch while this is cleared.
     """
 
-    def __init__(self, server: ChannelServer, name: str, *, batches: int = 1 << 30) -> None:
+    def __init__(self, link: ReplicaLink, name: str, *, batches: int = 1 << 30) -> None:
         self.name = name
         self.hold = threading.Event()
         self.hold.set()
         self._left = batches
-        self._server = server
+        self._link = link
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work)
         self._thread.start()
@@ -51,7 +53,7 @@ class Replica:
         self._thread.join()
 
     def _work(self) -> None:
-        with Channel(self._server.invitation, self.name) as channel, contextlib.suppress(PeerGone):
+        with StreamChannel(self._link.invitation, self.name) as channel, contextlib.suppress(PeerGone):
             hello = Hello(model="m", version="1", replica=self.name, signature=DOUBLING, max_rows=64)
             channel.send(hello.to_header())
             channel.send({"type": "nonsense"})
@@ -72,15 +74,15 @@ class Replica:
 class Place:
     """A running gateway."""
 
-    def __init__(self, gateway: Gateway, channel: ChannelServer, server: Server, client: httpx.AsyncClient):
+    def __init__(self, gateway: Gateway, link: ReplicaLink, server: Server, client: httpx.AsyncClient):
         self.gateway = gateway
         self.client = client
         self.server = server
-        self._channel = channel
+        self._link = link
         self._replicas: list[Replica] = []
 
     def replica(self, name: str, **options: int) -> Replica:
-        self._replicas.append(Replica(self._channel, name, **options))
+        self._replicas.append(Replica(self._link, name, **options))
         return self._replicas[-1]
 
     async def ask(self, *values: float) -> list[float]:
@@ -100,17 +102,17 @@ class Place:
 
 @contextlib.asynccontextmanager
 async def place(*, body_limit_bytes: int = 1 << 20) -> AsyncGenerator[Place]:
-    with ChannelServer() as channel:
-        link = ReplicaLink(channel)
+    with tempfile.TemporaryDirectory() as folder:
+        link = ReplicaLink(Path(folder) / "replicas")
         link.listen(complain)
         gateway = Gateway(link, clock=SystemClock())
         gateway.serve("m", "1", DOUBLING, QueuePolicy(timeout_s=60))
-        link.open()
+        await link.open()
         async with (
             Server(App(gateway, body_limit_bytes=body_limit_bytes), listen("127.0.0.1", 0)) as server,
             httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=60) as client,
         ):
-            made = Place(gateway, channel, server, client)
+            made = Place(gateway, link, server, client)
             try:
                 yield made
             finally:

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -57,6 +58,15 @@ def test_a_file_is_added_deployed_and_answers(server: Server, client: Client, mo
     assert "digits@1" in command(server.url, "status")
 
 
+def measured(server: Server) -> dict[str, Any]:
+    """The deployment, as soon as it is known what a replica can do."""
+    deployment: dict[str, Any] = {"change": -1, "scaling": {"capacity_per_s": None}}
+    while not deployment["scaling"]["capacity_per_s"]:
+        query = {"after": deployment["change"], "timeout_s": 0.2}
+        deployment = httpx.get(f"{server.url}/api/v1/deployments/digits", params=query).json()
+    return deployment
+
+
 def test_a_second_server_is_refused_in_one_line(server: Server, tmp_path: Path) -> None:
     assert "in use by another server" in refused("serve", "--state", server.state, "--port", "0")
     port = str(httpx.URL(server.url).port)
@@ -101,13 +111,20 @@ def test_what_is_deployed_is_served_when_a_server_starts_and_ctrl_c_ends_everyth
     registry = Registry(f"sqlite:///{tmp_path}/registry.db", store, SystemClock())
     signature = format_named("pt2").inspect(Order(path=models[0].file, options={}))
     registry.add_version("digits", models[0].file, format="pt2", signature=signature, created_by="ada")
-    registry.deploy(DeploymentSpec(model="digits", number=1), by="ada")
+    registry.deploy(DeploymentSpec(model="digits", number=1, max_replicas=2), by="ada")
     registry.close()
     server = Server(tmp_path, "--devices", "1")
     with Client(server.url) as client:
         for _ in client.wait("digits", timeout_s=30):
             pass
         assert models[0].is_what(client)
+        assert measured(server)["requests"]["ok"] == 1
+    assert server.end(signal.SIGTERM)[0] == 0
+    server = Server(tmp_path, "--devices", "1")
+    with Client(server.url) as client:
+        for _ in client.wait("digits", timeout_s=30):
+            pass
+        assert measured(server)["requests"]["ok"] == 0, "it was before"
         command(server.url, "undeploy", "digits")
         assert "nothing is deployed" in command(server.url, "status")
     assert server.end(signal.SIGINT) == (0, "all requests answered, all replicas ended")

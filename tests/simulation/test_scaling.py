@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forescale.control.scaling import ScalingRules
+from forescale.control.scale import ScalingRules
 from simulated_serving import CAPACITY_PER_S, TICK_S, Outcome, serve
 
 AHEAD = ScalingRules()
@@ -73,3 +73,13 @@ def test_steady_demand_gets_steady_replicas(level: float | None) -> None:
     outcome = serve([240.0] * 240, ScalingRules(level=level), seed=2)
     settled = outcome.wanted[120:]
     assert 2 <= min(settled) <= max(settled) <= 4
+
+
+def test_where_starts_are_quick_waiting_rows_get_replicas_before_they_are_late() -> None:
+    rng = np.random.default_rng(4)
+    gusts = np.repeat(rng.pareto(1.5, 60).clip(max=6.0) * 150.0, 6).tolist()  # 1.5 s each, of any strength
+    soon = serve(gusts, AHEAD, seed=1, start_s=0.25)
+    for other in (ScalingRules(level=None), ScalingRules(soon_share=100.0)):
+        late = serve(gusts, other, seed=1, start_s=0.25)
+        assert soon.late < 0.6 * late.late
+        assert soon.replica_s < late.replica_s

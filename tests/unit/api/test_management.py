@@ -230,11 +230,11 @@ def test_what_the_pool_has_no_room_for_is_refused_or_says_so(ask: Ask) -> None:
 
 def test_how_requests_are_queued_is_part_of_a_deployment(ask: Ask) -> None:
     add(ask)
-    batching = {"max_batch": 8, "max_wait_ms": 2.5, "timeout_s": 3.0, "queue": 100}
+    batching = {"max_batch": 8, "max_wait_ms": 2.5, "timeout_s": 3.0, "queue": 100, "max_threads": 2}
     deployed = ask("PUT", "/deployments/digits", json={"version": 1, **batching}).json()
     assert {name: deployed[name] for name in batching} == batching
     deployed = ask("PUT", "/deployments/digits", json={"version": 1}).json()
-    assert [deployed[name] for name in batching] == [None] * 4
+    assert [deployed[name] for name in batching] == [None] * 5
 
 
 def test_who_asks_again_waits_for_a_change(ask: Ask, pool: QuietPool) -> None:
@@ -256,6 +256,7 @@ def test_who_asks_again_waits_for_a_change(ask: Ask, pool: QuietPool) -> None:
         (b'{"version": 1, "min_replicas": -1}', "min_replicas: "),
         (b'{"version": 1, "min_replicas": 2, "max_replicas": 1}', "is not possible"),
         (b'{"version": 1, "max_batch": 0}', "max_batch: "),
+        (b'{"version": 1, "max_threads": 0}', "max_threads: "),
         (b'{"version": 1, "max_wait_ms": 1e9}', "a batch waits from 0 to 10 s"),
         (b'{"version": 1, "minimum": 2}', "minimum: Extra inputs"),
         (b'{"version": 1.5}', "version"),

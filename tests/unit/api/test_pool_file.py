@@ -8,7 +8,7 @@ import pytest
 
 from fake_replicas import DOUBLING
 from forescale.api.deployment_requests import NewDeployment
-from forescale.api.pool_file import deploy_wanted
+from forescale.api.pool_file import deploy_wanted, read_pool_file
 from forescale.core.clock import SystemClock
 from forescale.registry.artifacts import ArtifactStore
 from forescale.registry.records import DeploymentSpec
@@ -44,3 +44,10 @@ def test_what_the_file_says_is_deployed_once(tmp_path: Path, capsys: pytest.Capt
         "pool file",
     ]
     registry.close()
+
+
+def test_a_deployment_is_named_as_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    path.write_text('[deployments.digits]\nversion = "production"\nmin = 0\nmax = 3\nthreads = 2\n')
+    wanted = read_pool_file(path).deployments["digits"].spec("digits", 7)
+    assert wanted == DeploymentSpec(model="digits", number=7, min_replicas=0, max_replicas=3, max_threads=2)

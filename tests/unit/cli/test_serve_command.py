@@ -43,6 +43,7 @@ def test_the_file_says_what_the_command_line_does_not(plans: list[ServerPlan]) -
         port = 9000
         devices = 3
         trust = true
+        forecast = false
         factory = ["a:b", "c:d"]
         lease-s = 7
         token-file = "tokens"
@@ -57,7 +58,7 @@ def test_the_file_says_what_the_command_line_does_not(plans: list[ServerPlan]) -
         """
     )
     serve("--config", file, "--port", "9001")
-    serve("--port", "9002", "--factory", "e:f", "--config", file)
+    serve("--port", "9002", "--factory", "e:f", "--forecast", "--config", file)
     first, second = plans
     assert (first.state, first.plane.port, first.plane.devices, first.trust) == (
         Path("models"),
@@ -71,6 +72,7 @@ def test_the_file_says_what_the_command_line_does_not(plans: list[ServerPlan]) -
     spec = first.deployments["digits"].spec("digits", 3)
     assert (spec.min_replicas, spec.max_replicas, spec.latency_s, spec.number) == (0, 4, 0.05, 3)
     assert (second.plane.port, second.plane.factories) == (9002, ("e:f",))
+    assert (first.is_forecast, second.is_forecast) == (False, True)
 
 
 def test_without_a_file_there_are_the_defaults(plans: list[ServerPlan]) -> None:

@@ -50,6 +50,8 @@ def test_two_batches_fit_in_the_latency(
         {"max_wait_s": inf},
         {"timeout_s": 0.0},
         {"queue": 0},
+        {"max_threads": 0},
+        {"max_threads": 1025},
     ],
 )
 def test_figures_out_of_range(wrong: dict[str, float]) -> None:

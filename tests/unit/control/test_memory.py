@@ -6,7 +6,8 @@ from collections import Counter
 from dataclasses import replace
 
 from forescale.control.memory import Budget, Memory, Room, guessed_bytes, refusal
-from forescale.control.scaling import Load, ScalingRules, ScalingState, step
+from forescale.control.scale import Load, ScalingRules, ScalingState
+from forescale.control.scaling import step
 from forescale.control.serving import (
     Observation,
     Phase,
@@ -76,6 +77,8 @@ def test_devices_of_which_nothing_is_known_hold_any_number() -> None:
 
 
 def budget_of(kept, least, others=()) -> Budget:
+    """Replicas are in processes of their own."""
+    kept, others = ([(*each, None) for each in there] for there in (kept, others))
     return Budget(DEVICES, MEMORY, kept, others, least)
 
 
@@ -91,7 +94,7 @@ def test_scaling_grants_what_fits_and_says_what_is_missing() -> None:
         spec=deployed("small", 1, 9),
         arrived_rows=0,
         waiting_rows=10_000,
-        batch_times=((1.0, 0.1),),
+        batch_times={1: ((1.0, 0.1),)},
         max_rows=1,
         ready=1,
         start_s=1.0,
@@ -99,7 +102,7 @@ def test_scaling_grants_what_fits_and_says_what_is_missing() -> None:
     state = ScalingState()
     for now_s in (0.0, 1.0):
         budget = budget_of([(SMALL, "cpu0")], {SMALL: 1}, others=[(BIG, "cpu0")])
-        state, _ = step(state, [loads], now_s, 8, ScalingRules(level=None), budget)
+        state, _ = step(state, [loads], now_s, 8, ScalingRules(level=None), budget=budget)
     scale = state.models["small"]
     assert (scale.wanted, scale.short) == (5, 4)  # two beside big, three on the other device
     assert scale.reason.endswith("; 4 fewer than needed: 100 MB of memory are missing for one more")

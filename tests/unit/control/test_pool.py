@@ -73,7 +73,7 @@ class Served:
         return self.gateway.find("digits").version
 
     def loads(self) -> list[str]:
-        return sorted(f"{load.model}@{load.version}" for load in self.processes.living.values() if load)
+        return sorted(f"{load.model}@{load.version}" for load in self.processes.held())
 
 
 @pytest.fixture
@@ -111,6 +111,9 @@ def test_rules_of_a_queue_hold_while_it_is_served(registry: Registry) -> None:
             served.change(max_batch=128)
             await served.until(lambda: digits.policy.timeout_s == 30.0)
             assert digits.policy.max_rows == 128
+            served.change(max_threads=2)
+            await served.until(lambda: [each["threads"] for each in served.status()["replicas"]] == [2])
+            assert set(served.processes.threads.values()) == {2}
             assert served.gateway.find("digits") is digits
             assert served.loads() == ["digits@1"]
 
@@ -189,11 +192,11 @@ def test_a_lost_replica_is_noticed_while_the_registry_hangs(registry: Registry, 
         async with pool_of(hung) as served:
             served.deploy("digits", 1)
             await served.until(lambda: served.state() == "serving")
-            (replica,) = (name for name, load in served.processes.living.items() if load)
-            served.processes.mute.add(replica)
+            (process,) = (name for name, held in served.processes.living.items() if held)
+            served.processes.mute.add(process)
             answer = asyncio.create_task(served.answer())
             await asyncio.sleep(0)
-            served.processes.end(replica)
+            served.processes.end(process)
             async with asyncio.timeout(5):
                 assert await answer == "1"
             hung.may_go_on.set()

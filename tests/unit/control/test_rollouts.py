@@ -128,8 +128,7 @@ class World:
         return deployment.spec.number
 
     def loads(self) -> list[str]:
-        living = self.processes.living.values()
-        return sorted(f"{load.model}@{load.version}" for load in living if load)
+        return sorted(f"{load.model}@{load.version}" for load in self.processes.held())
 
 
 @pytest.fixture

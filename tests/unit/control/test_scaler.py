@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from fake_replicas import DOUBLING, FakeLink, SteadyClock, settle
+from forescale.control.knowledge import Knowledge
+from forescale.control.scale import ScalingRules
 from forescale.control.scaler import Scaler
-from forescale.control.scaling import ScalingRules
 from forescale.engine.serve.gateway import Gateway
-from forescale.engine.serve.orders import PlaneState
+from forescale.engine.serve.messages import Load
+from forescale.engine.serve.orders import PlaneState, SetThreads
 from forescale.engine.serve.plane import version_state
 from forescale.engine.serve.requests import InferRequest, WantedOutput
 from forescale.engine.serve.roster import Replica, State
@@ -28,12 +32,14 @@ class Seats:
         self.names: Sequence[str] = ("r0",)
         self.warm = 1
         self.load_s: float | None = None
+        self.cores: Mapping[str, int] = {}
 
     def seen(self) -> PlaneState:
         return PlaneState(
             plane="p",
             devices=("cpu0", "cpu1"),
             warm_up_s=4.0,
+            cores=self.cores,
             spares=self.warm,
             versions=tuple(version_state(served, self.load_s) for served in self._gateway.all()),
             replicas=tuple(
@@ -42,8 +48,10 @@ class Seats:
                     model="m",
                     version="1",
                     device="cpu0",
+                    house=name,
                     state=State.SERVING,
                     process=name,
+                    threads=1,
                     cause=None,
                     attempts=0,
                     retry_s=0.0,
@@ -82,7 +90,10 @@ def test_a_model_sleeps_and_its_first_request_wakes_it() -> None:
         assert (shown["rows_per_s"], shown["capacity_per_s"], shown["lead_s"]) == (8.0, 32 / 0.001, 2.0)
         (slept,) = await scaler.decide([SPEC], plane.seen(), 6.0)
         assert slept == Happening(
-            kind="scaled", subject="m", by="forescale", detail={"from": 1, **scaler.status(SPEC)}
+            kind="scaled",
+            subject="m",
+            by="forescale",
+            detail={"from": 1, "threads_from": None, **scaler.status(SPEC)},
         )
         assert scaler.counts() == {"m": 0}
         gateway.lose("r0")
@@ -98,6 +109,52 @@ def test_a_model_sleeps_and_its_first_request_wakes_it() -> None:
         gateway.close()
 
     asyncio.run(test())
+
+
+def test_a_load_is_worked_out_anew_only_when_something_about_its_model_changes() -> None:
+    async def test() -> None:
+        link = FakeLink(prompt=True)
+        gateway = Gateway(link, clock=SteadyClock())
+        plane = Seats(gateway)
+        scaler = Scaler(ScalingRules(level=None))
+        gateway.serve("m", "1", DOUBLING)
+        link.join("r0")
+        asleep = plane.seen()
+        await scaler.decide([SPEC], asleep, 0.0)
+        first = scaler._loads["m"][1]
+        await scaler.decide([SPEC], asleep, 0.25)
+        assert scaler._loads["m"][1] is first
+        plane.names = ("r0", "r1")
+        await scaler.decide([SPEC], plane.seen(), 0.5)
+        assert (first.ready, scaler._loads["m"][1].ready) == (1, 2)
+        await gateway.infer("m", None, request(8))
+        await scaler.decide([replace(SPEC, max_replicas=3)], plane.seen(), 0.75)
+        assert scaler._loads["m"][1].arrived_rows == 8
+        assert scaler._loads["m"][1].spec.max_replicas == 3
+        await scaler.decide([], plane.seen(), 1.0)
+        assert not scaler._loads
+        gateway.close()
+
+    asyncio.run(test())
+
+
+def test_after_a_restart_models_that_slept_sleep_on() -> None:
+    async def wanted(load_s: float | None) -> int:
+        gateway, before = Gateway(FakeLink(), clock=SteadyClock()), Knowledge()
+        gateway.serve("m", "1", DOUBLING)
+        plane = Seats(gateway)
+        plane.names, plane.load_s = (), load_s
+        before.look(plane.seen().versions)
+        knowledge = Knowledge()
+        knowledge.restore(before.versions())
+        plane.load_s = None
+        scaler = Scaler(ScalingRules(level=None), knowledge)
+        await scaler.decide([SPEC], plane.seen(), 0.0)
+        gateway.close()
+        return scaler.counts()["m"]
+
+    assert asyncio.run(wanted(0.5)) == 0
+    assert asyncio.run(wanted(None)) == 1, "it has never been served"
 
 
 def test_the_latency_bounds_the_rows_of_a_batch_as_soon_as_they_are_measured() -> None:
@@ -143,5 +200,33 @@ def test_a_pool_that_is_taken_over_keeps_the_replicas_it_has() -> None:
         plane.names = ("r0", "r1")
         assert await scaler.decide([SPEC], plane.seen(), 0.0) == ()
         assert scaler.counts() == {"m": 2}
+
+    asyncio.run(test())
+
+
+def test_threads_are_set_where_cores_are_known_and_formats_can_change_them() -> None:
+    async def test() -> None:
+        link = FakeLink(prompt=True)
+        gateway = Gateway(link, clock=SteadyClock())
+        plane, scaler = Seats(gateway), Scaler()
+        spec = DeploymentSpec(model="m", number=1, max_threads=3)
+
+        async def steered(**changed: Any) -> list[SetThreads]:
+            seen = plane.seen()
+            seen = replace(seen, versions=tuple(replace(each, **changed) for each in seen.versions))
+            await scaler.decide([spec], seen, 0.0)
+            return [each for each in scaler.steer([spec], seen) if isinstance(each, SetThreads)]
+
+        def told(form: str) -> int | None:
+            return scaler.told(Load(model="m", version="1", format=form, path="m")).threads
+
+        gateway.serve("m", "1", DOUBLING)
+        assert await steered(threads=3) == []  # as many as allowed: cores are not known
+        plane.cores = {"cpu0": 4, "cpu1": 4}
+        scaler = Scaler()
+        assert [each.threads for each in await steered()] == [1]
+        assert (told("pt2"), told("onnx")) == (1, 3)
+        assert await steered(threads=1) == []
+        assert [each.threads for each in await steered(is_resizable=False)] == [3]
 
     asyncio.run(test())

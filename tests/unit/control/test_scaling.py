@@ -9,11 +9,12 @@ import pytest
 
 from forescale.control.capacity import rows_per_s
 from forescale.control.demand import DemandForecast
-from forescale.control.scaling import Decision, Load, ScalingRules, ScalingState, step
+from forescale.control.scale import Decision, Load, ScalingRules, ScalingState
+from forescale.control.scaling import step
 from forescale.registry.records import DeploymentSpec
 
 SEEN_ONLY = ScalingRules(level=None, busy_share=0.5, settle_s=10.0, idle_s=20.0, places_per_device=2)
-TEN_PER_S = ((1.0, 0.1),)
+TEN_PER_S = {1: ((1.0, 0.1),)}
 
 
 def deployed(model: str = "m", least: int = 1, most: int = 8, priority: int = 10) -> DeploymentSpec:
@@ -118,7 +119,7 @@ def test_a_fixed_number_stays() -> None:
 
 def test_nothing_is_concluded_before_a_replica_has_answered() -> None:
     server = Server(deployed())
-    server.loads["m"] = replace(server.loads["m"], batch_times=())
+    server.loads["m"] = replace(server.loads["m"], batch_times={})
     server.state = ScalingState()
     server.look(waiting=50)
     server.look(waiting=50, m=100)
@@ -222,9 +223,10 @@ def test_capacity_is_that_of_the_largest_batch_in_time(
 def test_models_come_and_go_in_the_forecast() -> None:
     forecast = DemandForecast()
     for turn in range(3):
-        for _ in range(5):
-            forecast = forecast.taken_in({f"{turn}.{place}": 10.0 * place for place in range(7)})
-    many = forecast.taken_in({f"many.{place}": 5.0 for place in range(20)})
+        for second in range(5):
+            asked = {f"{turn}.{place}": 10.0 + place for place in range(7)}
+            forecast = forecast.taken_in(asked, 5.0 * turn + second)
+    many = forecast.taken_in({f"many.{place}": 5.0 for place in range(20)}, 15.0)
     leads_s = {f"many.{place}": 3.0 for place in range(20)}
     assert len(many.peaks_per_s(leads_s, (0.5, 0.95))) == 20
     middle, high = forecast.peaks_per_s({"2.3": 3.0}, (0.5, 0.95))["2.3"]

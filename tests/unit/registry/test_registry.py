@@ -216,7 +216,14 @@ def test_a_deployment_replaces_the_one_before(open_registry: Open, file: Path) -
         add(registry, file)
     registry.deploy(DeploymentSpec(model="digits", number=1), by="ada")
     spec = DeploymentSpec(
-        model="digits", number=2, max_replicas=3, max_batch=8, max_wait_s=0.01, timeout_s=2.0, queue=50
+        model="digits",
+        number=2,
+        max_replicas=3,
+        max_batch=8,
+        max_wait_s=0.01,
+        timeout_s=2.0,
+        queue=50,
+        max_threads=2,
     )
     newer = registry.deploy(spec, by="bob")
     registry.close()

@@ -6,74 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from forescale.core.cluster import Device, DeviceKind
-from forescale.core.errors import PeerGone
-from forescale.core.signature import Signature, TensorSpec
-from forescale.engine.backend import ProcessExit, ProcessHandle, ProcessSpec
+from fake_processes import CPU, DIGITS, OTHER, Processes, at, greet
+from forescale.core.cluster import Device
 from forescale.engine.serve.crew import Crew
-from forescale.engine.serve.messages import Beat, Failed, Hello, Load, ToReplica, Warm
+from forescale.engine.serve.messages import Beat, Failed, Left, Warm
 from forescale.engine.serve.roster import CrewRules, Ended, Lost, Ready, State
 
-CPU = Device(name="cpu0", kind=DeviceKind.CPU, memory_bytes=0)
-OTHER = Device(name="cpu1", kind=DeviceKind.CPU, memory_bytes=0)
-TENSOR = TensorSpec(name="x", datatype="FP32", shape=(None,))
-SIGNATURE = Signature(inputs=(TENSOR,), outputs=(replace(TENSOR, name="y"),))
-DIGITS = Load(model="digits", version="1", format="pt2", path="m.pt2")
 RULES = CrewRules(spares=1, starts=1)
-
-
-class Processes:
-    """A backend whose processes do nothing, and a post office that remembers."""
-
-    def __init__(self) -> None:
-        self.living: dict[str, ProcessHandle] = {}
-        self.started: list[ProcessSpec] = []
-        self.killed: list[str] = []
-        self.sent: list[tuple[str, str]] = []
-        self.unreachable: set[str] = set()
-        self._exits: list[ProcessExit] = []
-
-    def start(self, spec: ProcessSpec) -> ProcessHandle:
-        handle = ProcessHandle(name=spec.address, device=spec.device.name, pid=0)
-        self.living[spec.address] = handle
-        self.started.append(spec)
-        return handle
-
-    def end(self, name: str, cause: str = "killed by SIGKILL") -> None:
-        handle = self.living.pop(name)
-        self._exits.append(ProcessExit(handle=handle, code=None, signal=9, cause=cause, log_tail=()))
-
-    def kill(self, handle: ProcessHandle) -> None:
-        self.killed.append(handle.name)
-        self.end(handle.name)
-
-    def stop(self, handle: ProcessHandle, grace_s: float) -> ProcessExit:
-        raise NotImplementedError
-
-    def exits(self) -> tuple[ProcessExit, ...]:
-        exits, self._exits = tuple(self._exits), []
-        return exits
-
-    def fileno(self) -> int:
-        return -1
-
-    def close(self) -> None:
-        self.living.clear()
-
-    def __enter__(self) -> Processes:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def send(self, to: str, message: ToReplica) -> None:
-        if to in self.unreachable:
-            raise PeerGone(to)
-        self.sent.append((to, message.kind))
-
-
-def hello(process: str) -> Hello:
-    return Hello(model="digits", version="1", replica=process, signature=SIGNATURE, max_rows=8)
 
 
 def crew_of(*devices: Device, rules: CrewRules = RULES) -> tuple[Crew, Processes]:
@@ -88,7 +27,7 @@ def serving(rules: CrewRules = RULES) -> tuple[Crew, Processes, str]:
     crew, processes = crew_of(rules=rules)
     crew.heard("replica-1", Warm(), 1.0)
     name = crew.place(DIGITS, "cpu0", 1.0)
-    crew.heard("replica-1", hello("replica-1"), 1.0)
+    greet(crew, at("replica-1"), 1.0)
     assert [type(event) for event in crew.poll(1.0)] == [Ready]
     return crew, processes, name
 
@@ -99,10 +38,10 @@ def test_a_warm_spare_becomes_a_replica_at_once_and_is_replaced_afterwards() -> 
     crew.heard("replica-1", Warm(), 1.0)
     assert crew.spares() == 1
     name = crew.place(DIGITS, "cpu0", 1.0)
-    assert processes.sent == [("replica-1", "load")]
+    assert processes.sent == [(at("replica-1"), "load")]
     assert list(processes.living) == ["replica-1"], "a start would slow down what is being loaded"
-    crew.heard("replica-1", hello("replica-1"), 1.1)
-    assert crew.poll(1.1) == (Ready(replica=name, process="replica-1", hello=hello("replica-1")),)
+    hello = greet(crew, at("replica-1"), 1.1)
+    assert crew.poll(1.1) == (Ready(replica=name, address=at("replica-1"), hello=hello),)
     (replica,) = crew.replicas()
     assert (replica.state, replica.process) == (State.SERVING, "replica-1")
     assert list(processes.living) == ["replica-1", "replica-2"]
@@ -118,7 +57,7 @@ def test_starts_are_staggered_and_replicas_come_before_spares() -> None:
         crew.heard(f"replica-{number}", Warm(), float(number))
     assert [spec.device.name for spec in processes.started] == ["cpu0", "cpu1", "cpu1"]
     for number in (2, 3):
-        crew.heard(f"replica-{number}", hello(f"replica-{number}"), 4.0)
+        greet(crew, at(f"replica-{number}", f"digits.1.{number - 1}"), 4.0)
     crew.poll(4.0)
     crew.heard("replica-4", Warm(), 5.0)
     assert [spec.device.name for spec in processes.started] == ["cpu0", "cpu1", "cpu1", "cpu1"]
@@ -135,7 +74,7 @@ def test_a_lost_replica_gets_a_process_at_once_and_then_after_pauses() -> None:
         processes.end(replica.process)
         (lost,) = crew.poll(now_s)
         assert isinstance(lost, Lost)
-        assert (lost.replica, lost.process, lost.failure) == (name, replica.process, "crash")
+        assert (lost.replica, lost.address, lost.failure) == (name, at(replica.process), "crash")
         (replica,) = crew.replicas()
         pauses_s.append(replica.retry_s - now_s)
         crew.heard(processes.started[-1].address, Warm(), now_s)  # the spare is ready, the replica not always
@@ -147,19 +86,31 @@ def test_a_lost_replica_gets_a_process_at_once_and_then_after_pauses() -> None:
     assert pauses_s == [0.0, 0.5, 1.0, 2.0, 4.0]
 
 
+def test_the_time_that_a_replica_served_counts_as_its_pause() -> None:
+    crew, processes, _ = serving()
+    for number, now_s in ((1, 2.0), (2, 4.0), (3, 6.0)):
+        processes.end(f"replica-{number}")
+        crew.poll(now_s)
+        crew.heard(f"replica-{number + 1}", Warm(), now_s)
+        assert crew.replicas()[0].state is State.LOADING, "it had served for longer than the pause"
+        greet(crew, at(f"replica-{number + 1}"), now_s)
+        crew.poll(now_s)
+    assert crew.replicas()[0].attempts == 3
+
+
 def test_steady_service_clears_the_record() -> None:
     crew, processes, _ = serving()
     processes.end("replica-1")
     crew.poll(2.0)
     crew.heard("replica-2", Warm(), 3.0)
-    crew.heard("replica-2", hello("replica-2"), 3.0)
+    greet(crew, at("replica-2"), 3.0)
     crew.poll(3.0)
     assert crew.replicas()[0].attempts == 1
     processes.end("replica-2")
     crew.poll(5.9)
     assert crew.replicas()[0].attempts == 2
     crew.heard("replica-3", Warm(), 7.0)
-    crew.heard("replica-3", hello("replica-3"), 7.0)
+    greet(crew, at("replica-3"), 7.0)
     processes.end("replica-3")
     crew.poll(10.0)
     assert crew.replicas()[0].attempts == 1
@@ -169,9 +120,10 @@ def test_a_model_that_cannot_be_loaded_says_why() -> None:
     crew, processes = crew_of()
     crew.heard("replica-1", Warm(), 1.0)
     name = crew.place(DIGITS, "cpu0", 1.0)
-    crew.heard("replica-1", Failed(error="no such file", failure="load"), 1.5)
-    processes.end("replica-1", "exit code 1")
-    assert crew.poll(1.5) == (Lost(replica=name, process="replica-1", cause="no such file", failure="load"),)
+    crew.heard(at("replica-1"), Failed(error="no such file", failure="load"), 1.5)
+    assert processes.sent[-1] == ("replica-1", "drain")
+    lost = Lost(replica=name, address=at("replica-1"), cause="no such file", failure="load")
+    assert crew.poll(1.5) == (lost,)
     assert crew.replicas()[0].cause == "no such file"
 
 
@@ -196,19 +148,25 @@ def test_a_model_that_does_not_answer_is_lost_for_that_reason() -> None:
     assert crew.poll(40.0) == ()
     crew.poll(40.1)
     assert crew.poll(40.1) == (
-        Lost(replica=name, process="replica-1", cause="the model did not answer for 30 s", failure="timeout"),
+        Lost(
+            replica=name,
+            address=at("replica-1"),
+            cause="the model did not answer for 30 s",
+            failure="timeout",
+        ),
     )
     assert processes.killed == ["replica-1"]
 
 
 def test_a_removed_replica_drains_and_is_not_replaced() -> None:
     crew, processes, name = serving()
-    assert crew.remove(name, 5.0) == "replica-1"
-    assert crew.remove(name, 5.0) == "replica-1"
+    assert crew.remove(name, 5.0) == at("replica-1")
+    assert crew.remove(name, 5.0) == at("replica-1")
+    assert processes.sent[-1] == (at("replica-1"), "drain")
+    assert processes.sent.count((at("replica-1"), "drain")) == 1
+    crew.heard(at("replica-1"), Left(), 6.0)
     assert processes.sent[-1] == ("replica-1", "drain")
-    assert processes.sent.count(("replica-1", "drain")) == 1
-    processes.end("replica-1")
-    assert crew.poll(6.0) == (Ended(replica=name, process="replica-1"),)
+    assert crew.poll(6.0) == (Ended(replica=name, address=at("replica-1")),)
     assert crew.replicas() == ()
 
 
@@ -218,7 +176,7 @@ def test_a_replica_that_does_not_finish_is_killed() -> None:
     crew.heard("replica-1", Beat(), 34.0)
     crew.poll(35.1)
     assert processes.killed == ["replica-1"]
-    assert crew.poll(35.1) == (Ended(replica=name, process="replica-1"),)
+    assert crew.poll(35.1) == (Ended(replica=name, address=at("replica-1")),)
 
 
 def test_a_replica_that_waits_for_a_process_is_simply_forgotten() -> None:
@@ -233,7 +191,7 @@ def test_a_loading_replica_that_is_removed_never_serves() -> None:
     crew.heard("replica-1", Warm(), 1.0)
     name = crew.place(DIGITS, "cpu0", 1.0)
     crew.remove(name, 1.0)
-    crew.heard("replica-1", hello("replica-1"), 1.2)
+    greet(crew, at("replica-1"), 1.2)
     assert crew.poll(1.2) == ()
 
 
@@ -261,12 +219,22 @@ def test_strangers_are_ignored() -> None:
     assert crew.spares() == 0
 
 
+def test_a_process_that_has_held_a_replica_is_no_spare_and_has_its_time_to_end() -> None:
+    crew, processes, name = serving()
+    crew.heard("replica-2", Warm(), 2.0)
+    crew.remove(name, 5.0)
+    crew.heard(at("replica-1"), Left(), 6.0)
+    assert crew.spares() == 1
+    crew.poll(36.1)
+    assert "replica-1" in processes.killed
+
+
 def test_what_a_model_takes_is_the_most_that_any_of_its_replicas_has_said() -> None:
-    crew, _, _ = serving()
-    crew.heard("replica-1", Beat(model_bytes=70), 2.0)
-    crew.heard("replica-1", Beat(model_bytes=50), 3.0)
+    crew, _, name = serving()
+    crew.heard("replica-1", Beat(model_bytes={name: 70}), 2.0)
+    crew.heard("replica-1", Beat(model_bytes={name: 50}), 3.0)
     assert crew.model_bytes == {("digits", "1"): 70}
-    crew.heard("replica-2", Beat(model_bytes=90), 3.0)  # a spare has no model
+    crew.heard("replica-1", Beat(model_bytes={"strange.1.7": 90}), 3.0)
     assert crew.model_bytes == {("digits", "1"): 70}
 
 
@@ -277,3 +245,5 @@ def test_spares_take_of_the_memory_for_replicas() -> None:
     assert (crew.process_bytes, crew.room_bytes()) == (300, {"cpu0": 400})
     crew.heard("replica-1", Warm(), 2.0)  # a process that cannot say it
     assert crew.process_bytes == 300
+    crew.heard("replica-1", Warm(process_bytes=20, common_bytes=500), 3.0)
+    assert crew.room_bytes() == {"cpu0": 1000 - 2 * 20 - 500 // 2}

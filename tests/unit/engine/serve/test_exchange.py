@@ -25,7 +25,7 @@ ASLEEP = VersionState(
     waiting_rows=0,
     waiting=0,
     in_flight=0,
-    batch_times=(),
+    batch_times={},
     max_rows=32,
     policy=QueuePolicy(),
 )

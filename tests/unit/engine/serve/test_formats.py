@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,7 @@ def test_an_onnx_model(tmp_path: Path, rows: int | str, limits: tuple[int, int |
     assert onnx.inspect(order) == POINTS
     model = onnx.load(order, CPU)
     assert (model.signature, model.least_rows, model.most_rows) == (POINTS, *limits)
+    assert onnx.load(replace(order, threads=2), CPU).threads == 2
     assert model.run({"x": np.ones((3, 2), np.float32)})["y"].tolist() == [[4.0, 6.0]] * 3
 
 

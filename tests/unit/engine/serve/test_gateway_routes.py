@@ -14,7 +14,7 @@ from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.serve.app import App
 from forescale.engine.serve.gateway import Gateway
 from forescale.engine.serve.queues import QueuePolicy
-from forescale.engine.serve.routing import Route
+from forescale.engine.serve.routing import ROUTE_HEADER, Route
 
 BODY = b'{"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}]}'
 
@@ -32,8 +32,8 @@ class Bench:
         for version in "12":
             self.link.join(f"r{version}", version=version)
 
-    async def ask(self, version: str | None = None, header: str | None = None) -> None:
-        await self.gateway.infer("m", version, request(), header=header)
+    async def ask(self, version: str | None = None, header: bytes | None = None) -> None:
+        await self.gateway.infer("m", version, request(), headers={ROUTE_HEADER: header} if header else {})
 
     def outcomes(self, version: str) -> dict[str, int]:
         counted = self.gateway.find("m", version).metrics.outcomes
@@ -55,7 +55,7 @@ def test_requests_are_shared_out_unless_they_name_a_version_or_say_which() -> No
         for _ in range(3):
             await bench.ask()
         assert (bench.outcomes("1"), bench.outcomes("2")) == ({"ok": 2}, {"ok": 1})
-        await bench.ask(header="canary")
+        await bench.ask(header=b"canary")
         await bench.ask(version="2")
         assert (bench.outcomes("1"), bench.outcomes("2")) == ({"ok": 2}, {"ok": 3})
 
@@ -122,7 +122,7 @@ def test_a_route_to_what_is_not_served_is_refused_and_one_that_leaves_is_taken_o
         bench.gateway.set_route("m", Route(version="2", shares={"1": 0.2}, header={"canary": "2"}))
         await bench.gateway.retire("m", "2")
         assert bench.gateway.routes()["m"] == Route(version="1", shares={"1": 0.2})
-        await bench.ask(header="canary")
+        await bench.ask(header=b"canary")
         assert bench.outcomes("1") == {"ok": 1}
 
     run(test)

@@ -17,10 +17,12 @@ from forescale.engine.serve.messages import (
     Drain,
     Failed,
     Hello,
+    Left,
     Load,
     Result,
     Run,
     Tensor,
+    Threads,
     Warm,
     from_replica,
     to_replica,
@@ -32,26 +34,28 @@ SIGNATURE = Signature(
 )
 TENSORS = (Tensor(name="x", datatype="FP32", shape=(2, 3)),)
 SAID = [
-    Warm(process_bytes=3),
+    Warm(process_bytes=3, common_bytes=4),
     Hello(
         model="m",
         version="1",
-        replica="replica-1",
+        replica="replica-1/m.1.1",
         signature=SIGNATURE,
         max_rows=8,
         load_s=0.5,
         model_bytes=7,
     ),
     Credit(n=2),
-    Result(batch=7, seconds=0.25, outputs=TENSORS),
+    Result(batch=7, seconds=0.25, outputs=TENSORS, threads=3),
     Failed(error="it broke", failure="model", batch=7),
     Failed(error="no such file", failure="load"),
-    Beat(model_bytes=8),
+    Beat(model_bytes={"m.1.1": 8}),
+    Left(),
 ]
 ASKED = [
     Load(model="m", version="1", format="pt2", path="m.pt2", options={"a": [1]}, signature=SIGNATURE),
-    Load(model="m", version="1", format="pt2", path="m.pt2", trust=True),
+    Load(model="m", version="1", format="pt2", path="m.pt2", trust=True, threads=2),
     Run(batch=7, inputs=TENSORS),
+    Threads(threads=4),
     Drain(),
 ]
 
@@ -82,6 +86,8 @@ def test_every_message_is_tried_above() -> None:
         {"type": "credit", "n": -1},
         {"type": "result", "batch": 1, "seconds": 0.1, "outputs": [["y", "FP32", [-1]]]},
         {"type": "result", "batch": 1, "seconds": 0.1, "outputs": 3},
+        {"type": "beat", "model_bytes": 3},
+        {"type": "beat", "model_bytes": {"m.1.1": -3}},
         {"type": "failed", "batch": 1, "error": "x", "kind": "mood"},
         {**SAID[1].to_header(), "signature": {"inputs": [], "outputs": []}},
     ],

@@ -53,13 +53,15 @@ def test_the_gateways_metrics_keep_to_the_conventions() -> None:
     metrics.outcomes["ok"] = 7
     for seconds in (0.0001, 0.02, 0.02, 100.0):
         metrics.latency_s.observe(seconds)
-    metrics.note_batch(4, 0.5)
+    metrics.note_batch(4, 0.5, threads=3)
     models = [("digits", "1", metrics, NOW), ('we"ird\\\n', "2", ModelMetrics(), NOW)]
     found = families((exposition(models) + process_exposition()).decode())
     check_names(found)
     requests = found["forescale_requests_total"][1]
     assert requests['forescale_requests_total{model="digits",version="1",outcome="ok"}'] == 7
     assert found["forescale_replica_busy_seconds_total"][1].popitem()[1] in {0.0, 0.5}
+    cores = found["forescale_replica_core_seconds_total"][1]
+    assert cores['forescale_replica_core_seconds_total{model="digits",version="1"}'] == 1.5
     kind, latency = found["forescale_request_duration_seconds"]
     assert kind == "histogram"
     mine = {sample: value for sample, value in latency.items() if "digits" in sample}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 
 from fake_replicas import DOUBLING, FakeLink, SteadyClock, request, settle
-from forescale.core.errors import BadRequest, NotServed, TooBusy
+from forescale.core.errors import BadRequest, ModelFailed, NotServed, TooBusy
 from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.serve.app import App
 from forescale.engine.serve.gateway import Gateway
+from forescale.engine.serve.journey import Journey
 from forescale.engine.serve.middleware import Middleware
 from forescale.engine.serve.reader import ReaderGateway, reader_app
 from forescale.engine.serve.readers import ReaderBeginning, Readers
@@ -48,7 +50,7 @@ class Place:
         """The version that answered, and rightly."""
         asked = self.reader.find("m", version)
         if version is None:
-            asked = self.reader.choose("m", None)
+            asked = self.reader.choose("m", {})
         outputs = await asked.infer(request(1.0, 3.0, rows=2))
         np.testing.assert_array_equal(outputs["y"], [[2.0, 6.0]] * 2)
         return asked.version
@@ -102,6 +104,31 @@ def test_routes_and_refusals_are_the_gateways() -> None:
             place.reader.find("x")
         with pytest.raises(BadRequest, match="at most 32 rows"):
             await place.reader.find("m").infer(request(rows=33))
+
+    run(test)
+
+
+def test_a_request_that_is_traced_knows_afterwards_where_it_was() -> None:
+    async def test(place: Place) -> None:
+        place.gateway.serve("m", "1", DOUBLING)
+        for name in ("r1", "r2"):
+            place.link.join(name)
+        await place.told()
+        asked = place.reader.find("m")
+        answered, failed = Journey(), Journey()
+        await asked.infer(replace(request(rows=3), journey=answered))
+        (leg,) = answered.legs
+        assert (answered.arrived_s, leg.sent_s, leg.batch_rows) == (100.0, 100.0, 3)
+        place.link.prompt = False
+        asking = asyncio.ensure_future(asked.infer(replace(request(), journey=failed)))
+        while not place.gateway.find("m").gauges().in_flight:
+            await settle()
+        place.gateway.lose(first := next(name for name, runs in place.link.runs.items() if runs))
+        await settle()
+        place.link.fail(second := "r1" if first == "r2" else "r2")
+        with pytest.raises(ModelFailed):
+            await asking
+        assert [leg.replica for leg in failed.legs] == [first, second]
 
     run(test)
 

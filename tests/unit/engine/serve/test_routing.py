@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from forescale.engine.serve.routing import Route
+from forescale.engine.serve.routing import ROUTE_HEADER, SESSION_HEADER, Route
 
 CHANCES = [(place + 0.5) / 1000 for place in range(1000)]
 
@@ -28,6 +28,35 @@ def test_a_header_that_is_known_chooses_before_chance_does() -> None:
     assert {route.choose("canary", chance) for chance in CHANCES} == {"2"}
     assert {route.choose("stable", chance) for chance in CHANCES} == {"1"}
     assert {route.choose("nonsense", chance) for chance in CHANCES} == {"1", "2"}
+
+
+def test_a_session_keeps_its_version_while_shares_grow() -> None:
+    sessions = [{SESSION_HEADER: f"user-{number}".encode()} for number in range(4000)]
+
+    def chosen(share: float, version: str = "2") -> list[str]:
+        route = Route(version="1", shares={version: share}, header={"stable": "1"})
+        assert [route.choose_by(headers, no_chance) for headers in sessions[:9]] == [
+            route.choose_by(headers, no_chance) for headers in sessions[:9]
+        ]
+        return [route.choose_by(headers, no_chance) for headers in sessions]
+
+    few, many = chosen(0.1), chosen(0.5)
+    assert abs(few.count("2") - 400) < 80
+    assert abs(many.count("2") - 2000) < 150
+    assert all(later == "2" for before, later in zip(few, many, strict=True) if before == "2")
+    others = chosen(0.1, "3")
+    assert sum(a == "2" and b == "3" for a, b in zip(few, others, strict=True)) < 80, "others than before"
+
+
+def test_headers_decide_before_chance() -> None:
+    route = Route(version="1", shares={"2": 0.5}, header={"stable": "1"})
+    assert route.choose_by({SESSION_HEADER: b"x", ROUTE_HEADER: b"stable"}, no_chance) == "1"
+    assert (route.choose_by({}, lambda: 0.1), route.choose_by({}, lambda: 0.9)) == ("2", "1")
+    assert Route(version="1").choose_by({ROUTE_HEADER: b"stable"}, no_chance) == "1"
+
+
+def no_chance() -> float:
+    raise AssertionError("it was not to be left to chance")
 
 
 def test_shadows_get_copies_of_their_share_but_never_of_what_they_answer() -> None:
