@@ -11,7 +11,7 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,11 @@ from table import environment, write_table
 from torch import nn
 
 from forescale.core.cluster import Device, DeviceKind
-from forescale.engine.channel import ChannelServer
+from forescale.engine.channel import ChannelServer, Frame
 from forescale.engine.local import LocalBackend
 from forescale.engine.serve.arrays import pack
 from forescale.engine.serve.crew import Crew
-from forescale.engine.serve.messages import Load, Result, Run, from_replica
+from forescale.engine.serve.messages import Header, Load, Result, Run, address, from_replica
 from forescale.engine.serve.roster import CrewEvent, CrewRules, Lost, Ready
 
 CORE = min(os.sched_getaffinity(0))
@@ -52,7 +52,7 @@ class Site:
         self._backend = LocalBackend(invitation=self.server.invitation, log_dir=folder)
         self.crew = Crew(
             self._backend,
-            lambda to, message: self.server.send(to, message.to_header()),
+            lambda to, message: self.say(to, message.to_header()),
             [CPU],
             CrewRules(spares=spares),
         )
@@ -63,6 +63,10 @@ class Site:
         self.crew.close()
         self.server.close()
 
+    def say(self, to: str, header: Header, frames: Sequence[Frame] = ()) -> None:
+        process, _, replica = to.partition("/")
+        self.server.send(process, {**header, "to": replica} if replica else header, frames)
+
     def turn(self) -> tuple[CrewEvent, ...]:
         self.server.poll(0.05, self.crew)
         while message := self.server.receive(0):
@@ -71,7 +75,9 @@ class Site:
                 self._pids[message.sender] = message.header["pid"]
             if isinstance(said, Result):
                 self.results.append(said)
-            self.crew.heard(message.sender, said, time.monotonic())
+            replica = message.header.get("from")
+            sender = address(message.sender, replica) if replica else message.sender
+            self.crew.heard(sender, said, time.monotonic())
         return self.crew.poll(time.monotonic())
 
     def until(self, done: Callable[[tuple[CrewEvent, ...]], bool]) -> float:
@@ -109,7 +115,7 @@ class Site:
         sent = 0
         while len(self.results) < batches:
             while sent < min(batches, len(self.results) + 2):
-                self.server.send(process, Run(batch=sent, inputs=tensors).to_header(), frames)
+                self.say(address(process, name), Run(batch=sent, inputs=tensors).to_header(), frames)
                 sent += 1
             self.turn()
         return time.perf_counter() - start_s

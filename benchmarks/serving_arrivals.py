@@ -152,7 +152,12 @@ async def _offer(
 
 def offer(port: int, kinds: Sequence[Kind], *, per_s: float, seconds: float, seed: int = 0) -> list[Answer]:
     """Send Poisson arrivals for so long; return when all are answered."""
-    return _run(port, kinds, per_s, seconds, seed, None)
+    return _run(port, *_poisson(kinds, per_s, seconds, seed), None)
+
+
+def offer_at(port: int, kind: Kind, times_s: Sequence[float]) -> list[Answer]:
+    """Send requests at given times, ascending; return when all are answered."""
+    return _run(port, times_s, [kind] * len(times_s), None)
 
 
 class Traffic:
@@ -162,7 +167,8 @@ class Traffic:
         self.answers: list[Answer] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(
-            target=lambda: self.answers.extend(_run(port, kinds, per_s, 600, seed, self._stop)), daemon=True
+            target=lambda: self.answers.extend(_run(port, *_poisson(kinds, per_s, 600, seed), self._stop)),
+            daemon=True,
         )
 
     def __enter__(self) -> Self:
@@ -174,22 +180,22 @@ class Traffic:
         self._thread.join()
 
 
-def _run(
-    port: int,
-    kinds: Sequence[Kind],
-    per_s: float,
-    seconds: float,
-    seed: int,
-    end: threading.Event | None,
-) -> list[Answer]:
+def _poisson(
+    kinds: Sequence[Kind], per_s: float, seconds: float, seed: int
+) -> tuple[list[float], list[Kind]]:
     rng = np.random.default_rng(seed)
     times_s = np.cumsum(rng.exponential(1 / per_s, round(per_s * seconds)))
     chosen = rng.choice(len(kinds), len(times_s), p=[kind.share for kind in kinds])
+    return times_s.tolist(), [kinds[number] for number in chosen]
 
+
+def _run(
+    port: int, times_s: Sequence[float], kinds: Sequence[Kind], end: threading.Event | None
+) -> list[Answer]:
     async def run() -> list[Answer]:
         stop = asyncio.Event()
         watch = asyncio.create_task(_watch(end, stop)) if end else None
-        answers = await _offer(port, times_s.tolist(), [kinds[number] for number in chosen], stop)
+        answers = await _offer(port, times_s, kinds, stop)
         if watch:
             watch.cancel()
         return answers

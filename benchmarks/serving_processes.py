@@ -227,7 +227,7 @@ class Site:
             for replica in deployment["replicas"]
             if replica["state"] == state
         }
-        return [process for process in self.crew() if _last_word(process) in named]
+        return [process for process in self.crew() if _name(process) in named]
 
     def settle(self) -> None:
         """Wait until nothing starts any more: the crew's processes, warm spares included, are idle."""
@@ -244,7 +244,7 @@ class Site:
         return [
             process
             for process in psutil.Process().children(recursive=True)
-            if "forescale.engine.bootstrap" in " ".join(_words(process))
+            if _name(process).startswith("replica-")
         ]
 
 
@@ -252,12 +252,8 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-c", "from forescale.cli.main import app; app()", *words]
 
 
-def _words(process: psutil.Process) -> list[str]:
+def _name(process: psutil.Process) -> str:
     try:
-        return process.cmdline()
+        return process.name()
     except psutil.Error:
-        return []
-
-
-def _last_word(process: psutil.Process) -> str:
-    return next(iter(reversed(_words(process))), "")
+        return ""

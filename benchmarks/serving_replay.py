@@ -13,7 +13,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from forescale.control.scaling import Load, ScalingRules, ScalingState, step
+from forescale.control.scale import Load, ScalingRules, ScalingState
+from forescale.control.scaling import step
 from forescale.engine.serve.metrics import ModelMetrics
 from forescale.registry.records import DeploymentSpec
 
@@ -36,8 +37,8 @@ class Machine:
     batch_s: float
     row_s: float
     max_rows: int = 32
-    load_s: float = 0.5
-    warm_up_s: float = 5.0
+    load_s: float = 0.3
+    warm_up_s: float = 0.1
     spares: int = 1
 
 
