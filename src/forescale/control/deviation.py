@@ -208,15 +208,28 @@ def _expecting(known: DeviceWatch, deviation_L: Sequence[float], policy: Policy)
     return replace(
         known,
         level=level,
-        band_above=max(policy.min_band, high) if calibrated else known.band_above,
-        band_below=max(policy.min_band, -low) if calibrated else known.band_below,
+        band_above=_band(high, policy) if calibrated else known.band_above,
+        band_below=_band(-low, policy) if calibrated else known.band_below,
     )
+
+
+def _band(width: float, policy: Policy) -> float:
+    return min(max(policy.min_band, width), policy.max_band)
 
 
 def _summed(evidence: float, deviation: float, policy: Policy) -> float:
     # The upper bound lets evidence that could not be acted on fade as fast as it came.
     clipped = min(policy.clip, deviation)
     return min(max(0.0, evidence + clipped - policy.allowance), policy.evidence + policy.clip)
+
+
+def _taken_for(known: DeviceWatch, estimate: float, policy: Policy) -> DeviceWatch:
+    """The device at another log ratio, with no evidence against it yet."""
+    if abs(estimate - known.reference) >= policy.big_shift:
+        # What was ordinary about the old level says nothing of this one. Were the band learned at once, it
+        # would take in how far off an estimate is that was made while the device still grew slower.
+        known = replace(known, observations=0, band_above=policy.initial_band, band_below=policy.initial_band)
+    return replace(known, reference=estimate, above=0.0, below=0.0, above_steps=0, below_steps=0)
 
 
 def _estimate(known: DeviceWatch) -> float:
@@ -293,10 +306,7 @@ def _planned_with(
     profiled = {device.name: device.speed for device in config.planner.cluster(binding).devices}
     return replace(
         state,
-        watches={
-            name: replace(w, reference=estimates[name], above=0.0, below=0.0, above_steps=0, below_steps=0)
-            for name, w in state.watches.items()
-        },
+        watches={name: _taken_for(w, estimates[name], config.policy) for name, w in state.watches.items()},
         speeds={name: round(profiled[name] * exp(-estimate), 4) for name, estimate in estimates.items()},
         candidates={},
         judged_step=state.next_step,

@@ -19,7 +19,7 @@ from forescale.control.policy import Policy
 from forescale.core.errors import InvalidInput
 from forescale.engine.messages import Command, Event
 
-LOG_VERSION = 2
+LOG_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,8 @@ class Policy:
             ``sudden_gain``.
         min_band, initial_band: half width of the band round a device's predicted log time, at least,
             and until ``calibration_steps`` observations are known.
-        calibration_steps: observations after which the band is the forecaster's own.
+        max_band: the same at most: a device that takes twice as long is never an ordinary one.
+        calibration_steps: observations of a level after which the band is the forecaster's own.
         allowance: band half widths a deviation may have before it is evidence.
         clip: band half widths for which one step's deviation counts at most, so that an outlier
             alone is not enough.
@@ -50,6 +51,7 @@ class Policy:
     calm_steps: int = 200
     min_band: float = 0.03
     initial_band: float = 0.25
+    max_band: float = 0.7
     calibration_steps: int = 12
     allowance: float = 0.75
     clip: float = 2.0

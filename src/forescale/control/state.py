@@ -44,7 +44,7 @@ class DeviceWatch:
 
     Attributes:
         level: median of the next one, as forecast.
-        observations: how many log ratios were taken.
+        observations: how many log ratios were taken since plans are made with about this reference.
         recent: the last of them, newest last.
         reference: the log ratio that plans are made with.
         band_above, band_below: how far from the reference an ordinary log ratio lies.

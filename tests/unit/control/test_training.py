@@ -104,6 +104,36 @@ def test_single_outlier_is_no_evidence(config, plan) -> None:
     assert state.decision is None
 
 
+def test_device_that_was_judged_while_it_still_grew_slower_is_judged_again(config, plan) -> None:
+    """As recorded: for some steps the other device was slow as well, so the plan stayed at first."""
+    recorded = [(1.0, 1.04), (1.26, 1.0), (1.04, 1.06), (1.06, 1.05), (1.03, 1.03)]
+    slowed = [(1.77, 1.05), (1.27, 1.78), (1.32, 2.2), (1.98, 2.14), (1.63, 3.01), (2.72, 3.26), (2.92, 3.19)]
+    steps = [*(2 * recorded), *slowed, (2.2, 3.08), *(40 * [(1.6, 3.2)])]
+    state, commands = after_steps(2, plan, config, {})
+    decisions = []
+    for number, (cpu0, cpu1) in enumerate(steps, start=2):
+        state, commands = step(state, finished(number, plan, config, {"cpu0": cpu0, "cpu1": cpu1}), config)
+        if state.decision not in decisions:
+            decisions.append(state.decision)
+        if commands:
+            break
+    assert commands, decisions
+    assert len(decisions) >= 3
+    assert state.speeds["cpu1"] == pytest.approx(1 / 3.2, rel=0.05)
+
+
+def test_no_outlier_makes_twice_the_time_ordinary(config, plan) -> None:
+    # As recorded: it grew slower while it was judged, and came back.
+    slowness = [*(10 * [1.04]), 1.78, 2.2, 2.14, 3.01, 3.26, 3.19, 3.08, 2.98, 3.38, 2.94, 2.99, 3.31, 3.47]
+    slowness += [3.74, 3.31, 3.44, 4.11, 3.59, 4.41, 4.25, 3.2, 3.66, 3.86, 3.67, 3.92, 4.56, 3.72, 3.66]
+    state, _ = after_steps(2, plan, config, {})
+    bands = []
+    for number, times in enumerate(slowness, start=2):
+        state, _ = step(state, finished(number, plan, config, {"cpu0": times, "cpu1": times}), config)
+        bands += [watch.band_above for watch in state.watches.values()]
+    assert max(bands) <= 0.7
+
+
 def test_reports_of_another_plan_are_not_judged(config, plan) -> None:
     alone = replace(plan, stages=(Stage(device="cpu0", operators=tuple(range(24))),))
     state, _ = after_steps(20, plan, config, {})
