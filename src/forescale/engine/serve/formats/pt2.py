@@ -23,6 +23,7 @@ from forescale.engine.serve.formats.archive import (
     signature,
     without_shapes,
 )
+from forescale.engine.serve.formats.packing import pack
 from forescale.engine.serve.formats.transfer import Transfer
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ def load(order: Order, device: Device) -> LoadedModel:
     if device.kind is DeviceKind.CUDA:
         exported = move_to_device_pass(exported, "cuda:0")
     module = exported.module(check_guards=False)
+    if device.kind is DeviceKind.CPU:
+        pack(module)
     in_spec = exported.call_spec.in_spec
     assert in_spec is not None
     transfer = Transfer(device)
