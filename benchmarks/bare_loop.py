@@ -26,7 +26,7 @@ def as_replica(archive: Path) -> Run:
     cpu = Device(name="cpu", kind=DeviceKind.CPU, memory_bytes=1 << 34)
     model = format_named("pt2").load(Order(path=archive), cpu)
     (given,) = model.signature.inputs
-    return lambda x: model.run({given.name: x})
+    return lambda x: model.run({given.name: x}).wait().outputs
 
 
 def as_torch(archive: Path) -> Run:

@@ -46,7 +46,7 @@ def test_the_exported_classifier_answers_as_the_trained_one(example: ModuleType,
     )
     served = pt2.load(Order(path=path), CPU)
     assert (served.least_rows, served.most_rows) == (1, example.MOST_ROWS)
-    answer = served.run({"pixels": pixels.numpy()})
+    answer = served.run({"pixels": pixels.numpy()}).wait().outputs
     assert answer["digit"].tolist() == labels.tolist()
     with torch.inference_mode():
         expected = model(pixels)["probabilities"].numpy()

@@ -161,6 +161,10 @@ class StreamChannel:
         header, frames = self._came.popleft()
         return Message(sender="", header=header, frames=frames)
 
+    def fileno(self) -> int:
+        """For ``select``; what has been read already does not show there."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """Harmless the second time."""
         self._socket.close()

@@ -41,7 +41,7 @@ class Footprint:
         self._taken_bytes: dict[str, int] = {}
 
     def turn(self, replica: str | None) -> None:
-        """What comes on top from now on is a replica's."""
+        """What comes on top from now on is a replica's; batches take memory when they are started."""
         if replica != self._replica:
             self._settle()
             self._replica = replica

@@ -18,8 +18,9 @@ Left                                       ──►          it is held no more
 
 A process may hold several replicas, each with its own address ``PROCESS/NAME``: in headers, ``to`` and
 ``from`` are the replica's name, and ``link.py`` puts both together. Orders are carried out one at a time, as
-they came, whoever they are for. Nothing is said while a batch runs: a model that loops for ever is noticed as
-silence. Frames are what ``engine/serve/arrays.py`` packs and unpacks.
+they came, whoever they are for; a batch on a GPU may be started before the former is answered. Nothing is
+said while a batch runs: a model that loops for ever is noticed as silence. Frames are what
+``engine/serve/arrays.py`` packs and unpacks.
 """
 
 from __future__ import annotations

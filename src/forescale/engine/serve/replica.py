@@ -1,5 +1,7 @@
 """A replica process: one model or several, one batch at a time.
 
+On a GPU the next batch is started while one is under way, so that copies overlap with models' work.
+
 ``main`` is the entry of a ``ProcessSpec``. It waits for a model, a warm spare until then.
 Its config may hold ``memory_limit_bytes`` and ``factories``, the names that ``formats/factory.py`` may call.
 """
@@ -8,10 +10,11 @@ from __future__ import annotations
 
 import gc
 import resource
+import select
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,9 +24,8 @@ import psutil
 import torch
 
 from forescale.core.cluster import Device, DeviceKind
-from forescale.core.errors import ForescaleError
-from forescale.engine.serve.arrays import DTYPES, Array, pack, unpack
-from forescale.engine.serve.conformity import Misfit, conform, rows_of
+from forescale.engine.serve.arrays import DTYPES
+from forescale.engine.serve.execution import Batch, BatchFailed, is_out_of_memory, line_of, run_rows, start
 from forescale.engine.serve.footprint import Footprint, be_first_victim
 from forescale.engine.serve.formats import LoadedModel, Order, format_named
 from forescale.engine.serve.messages import (
@@ -36,7 +38,6 @@ from forescale.engine.serve.messages import (
     Hello,
     Left,
     Load,
-    Result,
     Run,
     Threads,
     Warm,
@@ -48,6 +49,8 @@ from forescale.engine.wire import Frame, Message
 
 BEAT_S = 1.0
 CREDITS = 2  # the next batch waits here while one runs
+
+_LOOK_S = 1e-4  # how late it may be seen that a GPU is done: it cannot be waited for together with a socket
 
 _UNNAMED_ROWS = (
     2  # of an axis of any length that is not the rows: the least that torch.export allows by itself
@@ -67,9 +70,20 @@ def main(channel: StreamChannel, device: Device, config: Mapping[str, Any]) -> N
     warm = Warm(process_bytes=footprint.process_bytes, common_bytes=footprint.common_bytes)
     channel.send(warm.to_header())
     house = House(channel, device, footprint, limit_bytes, tuple(config.get("factories", ())))
-    inbox = _Inbox(channel, footprint)
-    while "to" in (message := inbox.next()).header:
-        house.obey(message)
+    _serve(house, _Inbox(channel, footprint))
+
+
+def _serve(house: House, inbox: _Inbox) -> None:
+    """Do what is asked until the process itself is meant."""
+    while True:
+        message = inbox.next() if house.batch is None else inbox.next_before(house.batch.underway.is_over)
+        if message is None:
+            house.finish()
+        elif "to" in message.header:
+            house.obey(message)
+        else:
+            house.finish()
+            return
 
 
 class _Inbox:
@@ -82,12 +96,28 @@ class _Inbox:
 
     def next(self) -> Message:
         while True:
-            # Also between batches that follow each other: what the model takes may have grown.
-            if time.monotonic() - self._told_s >= BEAT_S:
-                self._tell()
+            self._tell_now_and_then()
             message = self._channel.receive(timeout_s=BEAT_S)
             if message is not None:
                 return message
+            self._tell()
+
+    def next_before(self, is_over: Callable[[], bool]) -> Message | None:
+        """The next message, or None as soon as the batch under way is over.
+
+        Meanwhile nothing is told: a batch that never ends is noticed as silence.
+        """
+        self._tell_now_and_then()
+        while not is_over():
+            message = self._channel.receive(timeout_s=0.0)
+            if message is not None:
+                return message
+            select.select((self._channel,), (), (), _LOOK_S)
+        return None
+
+    def _tell_now_and_then(self) -> None:
+        # Also between batches that follow each other: what the model takes may have grown.
+        if time.monotonic() - self._told_s >= BEAT_S:
             self._tell()
 
     def _tell(self) -> None:
@@ -96,7 +126,11 @@ class _Inbox:
 
 
 class House:
-    """The replicas in this process, by name."""
+    """The replicas in this process, by name.
+
+    Attributes:
+        batch: the one under way, whose answer is owed.
+    """
 
     def __init__(
         self,
@@ -113,11 +147,14 @@ class House:
         self._factories = factories
         self._threads: dict[str, int] = {}
         self.models: dict[str, LoadedModel] = {}
+        self.batch: Batch | None = None
 
     def obey(self, message: Message) -> None:
-        """Carry out one order."""
+        """Carry out one order; a batch may be under way then."""
         replica = str(message.header["to"])
         asked = to_replica(message.header)
+        if not isinstance(asked, Run):
+            self.finish()
         self._footprint.turn(replica)
         match asked:
             case Run() if replica in self.models:
@@ -150,8 +187,8 @@ class House:
             model = _ready(load, self._device, self._factories)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a model is somebody else's code
             traceback.print_exc()
-            failure: FailureKind = "memory" if _is_out_of_memory(error) else "load"
-            self._say(replica, Failed(error=_line(error), failure=failure).to_header())
+            failure: FailureKind = "memory" if is_out_of_memory(error) else "load"
+            self._say(replica, Failed(error=line_of(error), failure=failure).to_header())
             self._footprint.forget(replica)
             return
         self.models[replica] = model
@@ -168,68 +205,37 @@ class House:
         self._say(replica, hello.to_header())
         self._say(replica, Credit(n=CREDITS).to_header())
 
+    def finish(self) -> None:
+        """Answer the batch under way, if there is one, as soon as it is over."""
+        if self.batch is None:
+            return
+        batch, self.batch = self.batch, None
+        try:
+            header, frames = batch.answer()
+        except BatchFailed as failed:
+            self._say_failed(batch.replica, batch.number, failed)
+        else:
+            self._say(batch.replica, header, frames)
+
     def _run(self, replica: str, run: Run, message: Message) -> None:
         try:
-            header, frames = _answer(self.models[replica], run, message.frames)
-        except _BatchFailed as failed:
-            told = Failed(batch=run.batch, error=failed.error, failure=failed.failure)
-            self._say(replica, told.to_header())
-            if failed.failure == "memory" and _is_full(self._limit_bytes):
-                # It is this one's doing that all end.
-                self._say(replica, replace(told, batch=None).to_header())
-                raise SystemExit("the models hold almost all of the memory they may have") from failed
-        else:
-            self._say(replica, header, frames)
+            batch = start(replica, self.models[replica], run, message.frames)
+        except BatchFailed as failed:
+            self.finish()  # the one before is answered first
+            self._say_failed(replica, run.batch, failed)
+            return
+        self.finish()
+        self.batch = batch
+        if batch.underway.is_over():
+            self.finish()
 
-
-class _BatchFailed(Exception):
-    def __init__(self, failure: FailureKind, error: BaseException) -> None:
-        super().__init__(str(error))
-        self.failure: FailureKind = failure
-        self.error = _line(error)
-
-
-def _answer(model: LoadedModel, run: Run, frames: Sequence[memoryview]) -> tuple[Header, Sequence[Frame]]:
-    """A batch's outputs.
-
-    Raises:
-        _BatchFailed: there are none.
-    """
-    try:
-        inputs = unpack(run.inputs, frames)
-        conform(inputs, model.signature.inputs, "input")
-    except (Misfit, ValueError) as error:
-        raise _BatchFailed("input", error) from error
-    start_s = time.perf_counter()
-    try:
-        outputs = run_rows(model, inputs)
-        seconds = time.perf_counter() - start_s
-        tensors, packed = pack(outputs)
-    except Misfit as error:
-        raise _BatchFailed("output", error) from error
-    except (Exception, SystemExit) as error:
-        if _is_out_of_memory(error):
-            raise _BatchFailed("memory", error) from error
-        traceback.print_exception(error, file=sys.stderr)
-        raise _BatchFailed("model", error) from error
-    threads = model.threads or torch.get_num_threads()
-    return Result(batch=run.batch, seconds=seconds, outputs=tensors, threads=threads).to_header(), packed
-
-
-def run_rows(model: LoadedModel, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-    """Run a batch, filled up to the rows that the model needs at least; outputs have the batch's rows.
-
-    Raises:
-        Misfit: what the model returned does not fit its signature.
-    """
-    rows = rows_of(inputs)
-    missing = model.least_rows - rows
-    if missing > 0:
-        # The last row once more: a value that the model knows, where zeros might not be.
-        inputs = {name: np.concatenate([x, x[-1:].repeat(missing, axis=0)]) for name, x in inputs.items()}
-    outputs = dict(model.run(inputs))
-    conform(outputs, model.signature.outputs, "output", rows=max(rows, model.least_rows))
-    return {name: x[:rows] for name, x in outputs.items()} if missing > 0 else outputs
+    def _say_failed(self, replica: str, batch: int, failed: BatchFailed) -> None:
+        told = Failed(batch=batch, error=failed.error, failure=failed.failure)
+        self._say(replica, told.to_header())
+        if failed.failure == "memory" and _is_full(self._limit_bytes):
+            # It is this one's doing that all end.
+            self._say(replica, replace(told, batch=None).to_header())
+            raise SystemExit("the models hold almost all of the memory they may have") from failed
 
 
 def _ready(load: Load, device: Device, factories: tuple[str, ...]) -> LoadedModel:
@@ -251,18 +257,6 @@ def _ready(load: Load, device: Device, factories: tuple[str, ...]) -> LoadedMode
     }
     run_rows(model, zeros)
     return model
-
-
-def _line(error: BaseException) -> str:
-    text = next(iter(str(error).splitlines()), "")[:500]
-    return text if isinstance(error, ForescaleError | Misfit) else f"{type(error).__name__}: {text}"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        # Neither torch on CPUs nor onnxruntime has an error of its own for it.
-        isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    )
 
 
 def _limit_memory(device: Device, limit_bytes: int) -> None:

@@ -78,7 +78,7 @@ def test_the_checked_program_computes_what_the_model_does(
 ) -> None:
     loaded = pt2.load(Order(path=dynamic_pt2), CPU)
     ids, mask = torch.arange(8).reshape(2, 4), torch.ones(2, 4)
-    outputs = loaded.run({"ids": ids.numpy(), "mask": mask.numpy()})
+    outputs = loaded.run({"ids": ids.numpy(), "mask": mask.numpy()}).wait().outputs
     with torch.no_grad():
         expected = two_heads(ids, mask)
     np.testing.assert_allclose(outputs["logits"], expected["logits"].numpy(), rtol=1e-6)
@@ -89,11 +89,32 @@ def test_lengths_are_checked_though_others_fitted_before(dynamic_pt2: Path) -> N
     loaded = pt2.load(Order(path=dynamic_pt2), CPU)
     ids = np.arange(8).reshape(2, 4)
     for _ in range(2):
-        assert loaded.run({"ids": ids, "mask": np.ones((2, 4), np.float32)})["length"].tolist() == [4.0, 4.0]
+        outputs = loaded.run({"ids": ids, "mask": np.ones((2, 4), np.float32)}).wait().outputs
+        assert outputs["length"].tolist() == [4.0, 4.0]
     for _ in range(2):
         with pytest.raises(RuntimeError, match="to be equal to 4, but got 1"):
             loaded.run({"ids": ids, "mask": np.ones((2, 1), np.float32)})
-    assert loaded.run({"ids": ids[:1], "mask": np.ones((1, 4), np.float32)})["length"].tolist() == [4.0]
+    outputs = loaded.run({"ids": ids[:1], "mask": np.ones((1, 4), np.float32)}).wait().outputs
+    assert outputs["length"].tolist() == [4.0]
+
+
+def test_outputs_are_not_the_state_that_the_next_batch_changes(tmp_path: Path) -> None:
+    class Sum(torch.nn.Module):
+        total: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("total", torch.zeros(1, 2))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.total.add_(x)
+            return self.total[:, :1]
+
+    program = torch.export.export(Sum(), (torch.zeros(1, 2),))
+    torch.export.save(program, tmp_path / "sum.pt2")
+    loaded = pt2.load(Order(path=tmp_path / "sum.pt2"), CPU)
+    first, second = (loaded.run({"x": np.ones((1, 2), np.float32)}).wait().outputs for _ in range(2))
+    assert (first["output"].tolist(), second["output"].tolist()) == ([[1.0]], [[2.0]])
 
 
 def test_no_pickle_in_the_archive_is_read(dynamic_pt2: Path, tmp_path: Path) -> None:
@@ -208,8 +229,9 @@ def test_guards_are_dropped(dynamic_pt2: Path) -> None:
 
 
 def test_trust_loads_with_torch_itself(dynamic_pt2: Path) -> None:
-    outputs = pt2.load(Order(path=dynamic_pt2, trust=True), CPU).run(
-        {"ids": np.zeros((1, 2), np.int64), "mask": np.ones((1, 2), np.float32)}
+    loaded = pt2.load(Order(path=dynamic_pt2, trust=True), CPU)
+    outputs = (
+        loaded.run({"ids": np.zeros((1, 2), np.int64), "mask": np.ones((1, 2), np.float32)}).wait().outputs
     )
     assert outputs["logits"].shape == (1, 3)
 

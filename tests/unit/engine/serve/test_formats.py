@@ -85,7 +85,7 @@ def made(**fields: Any) -> Order:
 
 def test_a_factorys_arrays_are_its_own() -> None:
     model = factory.load(made(options={"factory": NAME, "arguments": {"by": 2.0}}), CPU)
-    first = model.run({"x": np.ones((1, 2), np.float32)})
+    first = model.run({"x": np.ones((1, 2), np.float32)}).wait().outputs
     model.run({"x": np.zeros((1, 2), np.float32)})
     assert first["y"].tolist() == [[2.0, 2.0]]
 
@@ -118,7 +118,8 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, torch.nn.Modul
 def test_a_transformer_from_its_weights_alone(bert: tuple[Path, torch.nn.Module]) -> None:
     path, model = bert
     ids = np.arange(6).reshape(2, 3)
-    outputs = safetensors.load(Order(path=path, options=BERT, signature=TEXT), CPU).run({"input_ids": ids})
+    loaded = safetensors.load(Order(path=path, options=BERT, signature=TEXT), CPU)
+    outputs = loaded.run({"input_ids": ids}).wait().outputs
     with torch.no_grad():
         expected = model(torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-5)
@@ -148,9 +149,8 @@ def test_tied_weights_are_saved_once(tmp_path: Path) -> None:
     ids = np.array([[1, 2]])
     with torch.no_grad():
         expected = model(torch.from_numpy(ids)).logits.numpy()
-    np.testing.assert_allclose(
-        safetensors.load(order, CPU).run({"input_ids": ids})["logits"], expected, rtol=1e-5
-    )
+    outputs = safetensors.load(order, CPU).run({"input_ids": ids}).wait().outputs
+    np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -198,9 +198,8 @@ def test_a_model_of_timm_from_its_weights_alone(tmp_path: Path) -> None:
     images = np.random.default_rng(0).random((2, 3, 32, 32), np.float32)
     with torch.no_grad():
         expected = model(torch.from_numpy(images)).numpy()
-    np.testing.assert_allclose(
-        safetensors.load(order, CPU).run({"image": images})["logits"], expected, rtol=1e-4, atol=1e-6
-    )
+    outputs = safetensors.load(order, CPU).run({"image": images}).wait().outputs
+    np.testing.assert_allclose(outputs["logits"], expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("key", ["pretrained", "pretrained_cfg_overlay", "checkpoint_path"])
@@ -245,7 +244,7 @@ def test_an_onnx_model(tmp_path: Path, rows: int | str, limits: tuple[int, int |
     model = onnx.load(order, CPU)
     assert (model.signature, model.least_rows, model.most_rows) == (POINTS, *limits)
     assert onnx.load(replace(order, threads=2), CPU).threads == 2
-    assert model.run({"x": np.ones((3, 2), np.float32)})["y"].tolist() == [[4.0, 6.0]] * 3
+    assert model.run({"x": np.ones((3, 2), np.float32)}).wait().outputs["y"].tolist() == [[4.0, 6.0]] * 3
 
 
 def test_onnx_models_that_are_something_else(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.serve import replica
 from forescale.engine.serve.arrays import Array, pack, unpack
 from forescale.engine.serve.conformity import Misfit, conform
+from forescale.engine.serve.execution import run_rows
 from forescale.engine.serve.footprint import Footprint
-from forescale.engine.serve.formats import LoadedModel
+from forescale.engine.serve.formats import LoadedModel, at_once
 from forescale.engine.serve.messages import (
     Beat,
     Drain,
@@ -29,7 +30,7 @@ from forescale.engine.serve.messages import (
     ToReplica,
     from_replica,
 )
-from forescale.engine.serve.replica import House, _Inbox, run_rows
+from forescale.engine.serve.replica import House, _Inbox
 from forescale.engine.wire import Message
 
 SIGNATURE = Signature(
@@ -77,7 +78,7 @@ def house(limit_bytes: int = 1 << 40, **runs: Callable) -> tuple[House, Wire]:
     wire = Wire([])
     made = House(wire, CPU, Footprint(CPU), limit_bytes)  # type: ignore[arg-type]
     for name, run in runs.items():
-        made.models[name.replace("_", ".")] = LoadedModel(signature=SIGNATURE, run=run)
+        made.models[name.replace("_", ".")] = LoadedModel(signature=SIGNATURE, run=at_once(run))
     return made, wire
 
 
@@ -127,7 +128,7 @@ def test_threads_are_changed_between_batches_and_told_with_each() -> None:
         assert isinstance(result, Result)
         assert result.threads == unpack(result.outputs, frames)["y"][0, 0] == number
     made, wire = house()
-    made.models[NAME] = LoadedModel(signature=SIGNATURE, run=run, threads=7)
+    made.models[NAME] = LoadedModel(signature=SIGNATURE, run=at_once(run), threads=7)
     made.obey(threads(2))
     made.obey(batch(1, x=x))
     ((result, _),) = wire.said
@@ -201,7 +202,7 @@ def test_small_batches_are_filled_up_and_cut_again() -> None:
         seen.append(inputs["x"].tolist())
         return {"y": inputs["x"] * 2}
 
-    model = LoadedModel(signature=SIGNATURE, run=run, least_rows=4, most_rows=4)
+    model = LoadedModel(signature=SIGNATURE, run=at_once(run), least_rows=4, most_rows=4)
     assert run_rows(model, {"x": points(2)})["y"].tolist() == (points(2) * 2).tolist()
     assert seen == [[[0, 1], [2, 3], [2, 3], [2, 3]]]
 

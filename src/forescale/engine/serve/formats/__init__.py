@@ -6,6 +6,7 @@ some needs their library.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -16,8 +17,6 @@ from forescale.core.cluster import Device
 from forescale.core.errors import InvalidInput
 from forescale.core.signature import Signature
 from forescale.engine.serve.arrays import Array
-
-Runner = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
 _MODULES = {
     name: f"forescale.engine.serve.formats.{name}" for name in ("pt2", "onnx", "safetensors", "factory")
@@ -49,12 +48,63 @@ class Order:
     threads: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A batch that is over.
+
+    Attributes:
+        outputs: by name.
+        seconds: that a batch takes when one follows the other.
+    """
+
+    outputs: Mapping[str, Array]
+    seconds: float
+
+    def is_over(self) -> bool:
+        return True
+
+    def wait(self) -> Done:
+        return self
+
+
+class Underway(Protocol):
+    """A batch that a device was given; ``Done`` is one that is over from the beginning."""
+
+    def is_over(self) -> bool:
+        """Whether ``wait`` would not wait."""
+        ...
+
+    def wait(self) -> Done:
+        """Its outputs, when they are there.
+
+        Raises:
+            Exception: whatever the model raised while nobody was waiting.
+        """
+        ...
+
+
+Function = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+Runner = Callable[[Mapping[str, Array]], Underway]
+
+
+def at_once(function: Function) -> Runner:
+    """A runner whose batches are over when it returns."""
+
+    def run(inputs: Mapping[str, Array]) -> Done:
+        start_s = time.perf_counter()
+        outputs = function(inputs)
+        return Done(outputs, time.perf_counter() - start_s)
+
+    return run
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A model that can be run.
 
     Attributes:
-        run: from inputs to outputs by name; all have equally many rows, between the two limits.
+        run: starts a batch with inputs by name, and needs them no more when it returns. All have equally many
+            rows, between the two limits, and so have the outputs.
         least_rows, most_rows: of a batch (None: any number).
         threads: that run a batch, whatever torch's number is; None: as many as that.
     """

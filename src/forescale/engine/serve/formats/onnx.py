@@ -1,4 +1,7 @@
-"""ONNX models, run by onnxruntime (``forescale[onnx]``); the file holds operators and weights, no code."""
+"""ONNX models, run by onnxruntime (``forescale[onnx]``); the file holds operators and weights, no code.
+
+On a GPU, too, batches run one by one: onnxruntime copies and waits by itself.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from forescale.core.cluster import Device, DeviceKind
 from forescale.core.errors import InvalidInput
 from forescale.core.signature import Signature, TensorSpec
 from forescale.engine.serve.arrays import Array
-from forescale.engine.serve.formats import LoadedModel, Order, refuse_other_names
+from forescale.engine.serve.formats import LoadedModel, Order, at_once, refuse_other_names
 
 _DATATYPES = {
     "tensor(bool)": "BOOL",
@@ -50,7 +53,7 @@ def load(order: Order, device: Device) -> LoadedModel:
 
     return LoadedModel(
         signature=declared,
-        run=run,
+        run=at_once(run),
         least_rows=max(rows, default=1),
         most_rows=min(rows, default=None),
         threads=threads or None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
 from types import UnionType
@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hin
 from forescale.core.cluster import Device, DeviceKind
 from forescale.core.errors import InvalidInput
 from forescale.core.signature import Signature
-from forescale.engine.serve.arrays import Array
 from forescale.engine.serve.formats import LoadedModel, Order
 from forescale.engine.serve.formats.archive import (
     Program,
@@ -24,9 +23,10 @@ from forescale.engine.serve.formats.archive import (
     without_shapes,
 )
 from forescale.engine.serve.formats.packing import pack
-from forescale.engine.serve.formats.transfer import Transfer
+from forescale.engine.serve.formats.transfer import runner
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.export import ExportedProgram
 
 _PROGRAM = "models/model.json"
@@ -77,29 +77,31 @@ def load(order: Order, device: Device) -> LoadedModel:
     if device.kind is DeviceKind.CUDA:
         exported = move_to_device_pass(exported, "cuda:0")
     module = exported.module(check_guards=False)
+    state = {buffer.untyped_storage().data_ptr() for buffer in module.buffers()}
     if device.kind is DeviceKind.CPU:
         pack(module)
     in_spec = exported.call_spec.in_spec
     assert in_spec is not None
-    transfer = Transfer(device)
     declared = order.signature or found
     _compare(declared, found)
-    outputs = [spec.name for spec in declared.outputs]
-    is_plain = in_spec == pytree.tree_structure(((0,) * len(declared.inputs), {}))
+    inputs, outputs = ([spec.name for spec in specs] for specs in (declared.inputs, declared.outputs))
+    is_plain = in_spec == pytree.tree_structure(((0,) * len(inputs), {}))
     checked: set[tuple[tuple[int, ...], ...]] = set()
 
-    def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        flat = [transfer.tensor(inputs[spec.name]) for spec in declared.inputs]
+    def compute(flat: Sequence[Tensor]) -> Sequence[Tensor]:
         args, kwargs = (flat, {}) if is_plain else pytree.tree_unflatten(flat, in_spec)
         # The program's own check of lengths takes as long as a small model: what passed it passes again.
         shapes = tuple(tensor.shape for tensor in flat)
         call = module.forward if shapes in checked else module
-        with torch.inference_mode():
-            answers = transfer.arrays(outputs, pytree.tree_leaves(call(*args, **kwargs)))
+        found = pytree.tree_leaves(call(*args, **kwargs))
         if len(checked) < _REMEMBERED:
             checked.add(shapes)
-        return answers
+        # Where an output is state, the next batch may change it before this one's outputs are copied.
+        return [
+            tensor.clone() if tensor.untyped_storage().data_ptr() in state else tensor for tensor in found
+        ]
 
+    run = runner(device, inputs, outputs, compute)
     return LoadedModel(signature=declared, run=run, least_rows=rows.least, most_rows=rows.most)
 
 

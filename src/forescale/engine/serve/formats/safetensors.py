@@ -5,16 +5,15 @@ Options: ``architecture`` and ``config``. Neither file nor options hold code.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from forescale.core.cluster import Device
 from forescale.core.errors import InvalidInput
 from forescale.core.signature import Signature
-from forescale.engine.serve.arrays import Array
 from forescale.engine.serve.formats import LoadedModel, Order, declared_signature
 from forescale.engine.serve.formats.architectures import architecture_of
-from forescale.engine.serve.formats.transfer import Transfer
+from forescale.engine.serve.formats.transfer import place_of, runner
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,23 +28,18 @@ def inspect(order: Order) -> Signature:
 
 def load(order: Order, device: Device) -> LoadedModel:
     """Build the architecture and fill in the weights; every weight must be there, and no other."""
-    import torch
-
     declared = declared_signature(order)
     architecture = architecture_of(order, declared)
-    transfer = Transfer(device)
     model = architecture.build()
     _fill(model, _weights(order))
-    model.eval().to(transfer.place)
-    names = [spec.name for spec in declared.outputs]
+    model.eval().to(place_of(device))
+    inputs, outputs = ([spec.name for spec in specs] for specs in (declared.inputs, declared.outputs))
 
-    def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
-        with torch.inference_mode():
-            tensors = {name: transfer.tensor(array) for name, array in inputs.items()}
-            outputs = architecture.forward(model, tensors)
-            return transfer.arrays(names, [outputs[name] for name in names])
+    def compute(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        found = architecture.forward(model, dict(zip(inputs, tensors, strict=True)))
+        return [found[name] for name in outputs]
 
-    return LoadedModel(signature=declared, run=run)
+    return LoadedModel(signature=declared, run=runner(device, inputs, outputs, compute))
 
 
 def _weights(order: Order) -> Mapping[str, Tensor]:

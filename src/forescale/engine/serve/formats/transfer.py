@@ -1,8 +1,4 @@
-"""Arrays to tensors on a device and back.
-
-To and from a GPU they go through pinned memory, which the GPU reads and writes itself: all inputs, the model
-and all outputs are queued at once, and waited for once. torch keeps pinned memory for the next batch.
-"""
+"""Batches of torch's models: arrays to tensors on a device, the model, and back."""
 
 from __future__ import annotations
 
@@ -11,35 +7,37 @@ from typing import TYPE_CHECKING
 
 from forescale.core.cluster import Device, DeviceKind
 from forescale.engine.serve.arrays import Array
+from forescale.engine.serve.formats import Runner, at_once
 
 if TYPE_CHECKING:
     import torch
 
+    from forescale.engine.serve.formats.pipeline import Compute
 
-class Transfer:
-    """Between this process's memory and a device."""
 
-    def __init__(self, device: Device) -> None:
-        import torch
+def place_of(device: Device) -> torch.device:
+    """Where a replica's process finds its device."""
+    import torch
 
-        self._is_cuda = device.kind is DeviceKind.CUDA
-        self.place = torch.device("cuda:0" if self._is_cuda else "cpu")
+    return torch.device("cuda:0" if device.kind is DeviceKind.CUDA else "cpu")
 
-    def tensor(self, array: Array) -> torch.Tensor:
-        """On a CPU it shares the array's memory."""
-        import torch
 
-        tensor = torch.from_numpy(array)
-        return tensor.pin_memory().to(self.place, non_blocking=True) if self._is_cuda else tensor
+def runner(device: Device, inputs: Sequence[str], outputs: Sequence[str], compute: Compute) -> Runner:
+    """Run a model on a device.
 
-    def arrays(self, names: Sequence[str], tensors: Sequence[torch.Tensor]) -> Mapping[str, Array]:
-        """By name, when all that was queued has been done."""
-        import torch
+    Args:
+        inputs, outputs: names, in the order in which ``compute`` takes and gives tensors on the device.
+    """
+    import torch
 
-        if self._is_cuda:
-            pinned = [torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors]
-            for host, tensor in zip(pinned, tensors, strict=True):
-                host.copy_(tensor, non_blocking=True)
-            torch.cuda.current_stream().synchronize()
-            tensors = pinned
-        return {name: tensor.numpy() for name, tensor in zip(names, tensors, strict=True)}
+    if device.kind is DeviceKind.CUDA:
+        from forescale.engine.serve.formats.pipeline import Pipeline
+
+        return Pipeline(place_of(device), inputs, outputs, compute).start
+
+    def run(arrays: Mapping[str, Array]) -> Mapping[str, Array]:
+        with torch.inference_mode():  # the tensors share the arrays' memory
+            tensors = compute([torch.from_numpy(arrays[name]) for name in inputs])
+            return {name: tensor.numpy() for name, tensor in zip(outputs, tensors, strict=True)}
+
+    return at_once(run)
