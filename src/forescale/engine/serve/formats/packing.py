@@ -30,6 +30,8 @@ def pack(program: fx.GraphModule) -> None:
     for weight in program.graph.find_nodes(op="get_attr"):
         values = _attribute(program, weight)
         calls = list(weight.users)
+        if not isinstance(values, torch.Tensor):
+            continue  # the program of a branch
         is_large = values.dtype is torch.float32 and values.numel() >= _LEAST_VALUES
         if not is_large or not all(_is_packable(program, call, weight) for call in calls):
             continue
@@ -65,7 +67,7 @@ def _drop_unused(program: fx.GraphModule) -> None:
             program.graph.erase_node(node)
 
 
-def _attribute(program: fx.GraphModule, node: fx.Node) -> Tensor:
+def _attribute(program: fx.GraphModule, node: fx.Node) -> Any:
     owner, _, name = str(node.target).rpartition(".")
     return getattr(program.get_submodule(owner), name)
 
