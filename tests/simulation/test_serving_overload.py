@@ -89,10 +89,11 @@ def simulate(
     *,
     seconds: float,
     slowness: Sequence[float] = (1.0,),
-    top_share: float = 0.2,
+    shares: Sequence[float] = (0.2, 0.8),
+    target_s: float = TARGET_S,
     noise: float = 0.0,
 ) -> tuple[list[Outcome], TimedLink]:
-    """Poisson arrivals of single rows, a share of them in the first class."""
+    """Poisson arrivals of single rows, in classes by their shares."""
     loop = LeapingLoop()
     link = TimedLink(loop, {f"r{number}": slow for number, slow in enumerate(slowness)}, noise)
     outcomes: list[Outcome] = []
@@ -101,7 +102,7 @@ def simulate(
     async def ask(gateway: Gateway, priority: int) -> None:
         came_s = loop.time()
         try:
-            await gateway.infer("m", None, request(priority=priority, timeout_s=TARGET_S))
+            await gateway.infer("m", None, request(priority=priority, timeout_s=target_s))
             answered = True
         except TooBusy:
             answered = False
@@ -115,7 +116,7 @@ def simulate(
             link.join(name)
         tasks: list[asyncio.Task[None]] = []
         while loop.time() < seconds:
-            tasks.append(loop.create_task(ask(gateway, 1 if rng.random() < top_share else 2)))
+            tasks.append(loop.create_task(ask(gateway, 1 + int(rng.choice(len(shares), p=shares)))))
             await asyncio.sleep(rng.exponential(1 / rate_per_s))
         await asyncio.gather(*tasks)
 
@@ -145,6 +146,13 @@ def test_under_overload_hardly_anybody_waits_in_vain_though_batches_take_unlike_
     assert np.mean([outcome.in_time for outcome in settled if outcome.priority == 1]) >= 0.99
     assert sum(outcome.in_time for outcome in settled) > 0.85 * CAPACITY_PER_S * 3
     assert np.mean([outcome.took_s < 0.005 for outcome in settled if not outcome.answered]) > 0.985
+
+
+def test_classes_ahead_that_take_all_there_is_do_not_make_others_wait_in_vain() -> None:
+    outcomes, _ = simulate(2 * CAPACITY_PER_S, seconds=6, shares=(0.2, 0.3, 0.5), target_s=0.5, noise=0.05)
+    answered = [outcome for outcome in outcomes if outcome.answered]
+    assert len(answered) > 0.95 * CAPACITY_PER_S * 6
+    assert np.mean([outcome.took_s < 0.005 for outcome in outcomes if not outcome.answered]) > 0.996
 
 
 def test_replicas_of_unlike_speed_get_work_by_their_speed() -> None:

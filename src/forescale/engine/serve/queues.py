@@ -78,6 +78,12 @@ _LOOKED_AT = 1024
 _RATE_MEMORY_S = 1.0
 """Arrivals of about that long make the rate of a class."""
 
+_FORGOTTEN_S = 5.0  # after so much silence a class begins to come anew
+_LEAST_SEEN_S = 0.02
+
+_DEVIATIONS = 2.0
+"""Standard deviations of rows that come independently, by which their rate may be higher than it was."""
+
 _FLOWS_KNOWN = 10_000
 """Beyond, the flow that has been quiet for longest is forgotten and may start afresh."""
 
@@ -94,17 +100,29 @@ class _Class(Generic[T]):
         self.virtual_time = 0.0  # tag of whoever was served last
         self.rows = 0
         self.requests = 0
-        self._rate_rows_per_s = 0.0  # at the last arrival
-        self._arrived_s = -math.inf
+        self._recent_rows = 0.0  # at the last arrival; what came before it counts the less the older it is
+        self._arrived_s = self._since_s = -math.inf
 
     def rate_rows_per_s(self, now_s: float) -> float:
-        """Rows that came lately."""
-        return self._rate_rows_per_s * math.exp((self._arrived_s - now_s) / _RATE_MEMORY_S)
+        """Rows that are coming, by those that came lately: hardly ever more."""
+        rows = self._recent_rows * math.exp((self._arrived_s - now_s) / _RATE_MEMORY_S)
+        # Who has begun to come has not come for all of the time that is remembered.
+        share = -math.expm1(-max(now_s - self._since_s, _LEAST_SEEN_S) / _RATE_MEMORY_S)
+        seen_s = share * _RATE_MEMORY_S
+        return (rows + _DEVIATIONS * math.sqrt(rows / 2)) / seen_s
 
     def count(self, entry: Entry[T]) -> None:
         """It came just now."""
-        self._rate_rows_per_s = self.rate_rows_per_s(entry.arrived_s) + entry.rows / _RATE_MEMORY_S
-        self._arrived_s = entry.arrived_s
+        now_s = entry.arrived_s
+        if self.is_silent(now_s):
+            self._since_s, self._recent_rows = now_s, 0.0
+        self._recent_rows *= math.exp((self._arrived_s - now_s) / _RATE_MEMORY_S)
+        self._recent_rows += entry.rows
+        self._arrived_s = now_s
+
+    def is_silent(self, now_s: float) -> bool:
+        """Whether it has come no more for so long that it would begin anew."""
+        return now_s - self._arrived_s > _FORGOTTEN_S
 
     def tag(self, entry: Entry[T], flow: str, weight: float) -> None:
         if not self.requests:
@@ -206,7 +224,7 @@ class ModelQueue(Generic[T]):
 
     def put(self, entry: Entry[T], flow: str = "") -> None:
         """Add a request of a client (flow)."""
-        waiting = self._class(entry.priority)
+        waiting = self._class(entry)
         entry.number = next(self._numbers)
         waiting.count(entry)
         waiting.tag(entry, flow, self.policy.weights.get(flow, 1.0))
@@ -220,7 +238,7 @@ class ModelQueue(Generic[T]):
         """
         if alone:
             entry.alike = ("alone", entry.number)
-        self._enter(self._class(entry.priority), entry)
+        self._enter(self._class(entry), entry)
 
     def remove(self, entry: Entry[T]) -> None:
         """Take a request out that nobody waits for any more; harmless if it is not in the queue."""
@@ -310,12 +328,15 @@ class ModelQueue(Generic[T]):
         """When ``expire`` has something to do, or earlier; infinity if nothing waits."""
         return self._deadlines[0][0] if self._deadlines else math.inf
 
-    def _class(self, priority: int) -> _Class[T]:
-        known = self._classes.get(priority)
+    def _class(self, entry: Entry[T]) -> _Class[T]:
+        known = self._classes.get(entry.priority)
         if known is None:
-            self._classes = {number: waiting for number, waiting in self._classes.items() if waiting.requests}
-            known = self._classes[priority] = _Class()
-            self._order = sorted(self._classes)
+            now_s = entry.arrived_s
+            alive = {
+                n: each for n, each in self._classes.items() if each.requests or not each.is_silent(now_s)
+            }
+            known = alive[entry.priority] = _Class()
+            self._classes, self._order = alive, sorted(alive)
         return known
 
     def _enter(self, waiting: _Class[T], entry: Entry[T]) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import pytest
+
 from forescale.engine.serve.queues import Entry, ModelQueue, QueuePolicy
 
 
@@ -200,13 +202,29 @@ def test_rows_before_counts_this_class_and_those_ahead() -> None:
     assert [waiting.rows_before(priority) for priority in (1, 2, 3)] == [2, 3, 10]
 
 
+def with_others_ahead(seconds: float) -> ModelQueue[str]:
+    """2,000 rows wait, and 500 a second of a class ahead have come and gone for so long."""
+    waiting = queue(*(entry("low", priority=2, rows=500) for _ in range(4)))
+    for n in range(int(500 * seconds)):
+        waiting.put(entry("high", priority=1, arrived_s=n / 500))
+        waiting.take(n / 500, max_rows=1, service_s=lambda rows: 0.0)
+    return waiting
+
+
 def test_the_wait_counts_those_ahead_who_are_still_to_come() -> None:
-    waiting = queue(*(entry("low", priority=2, rows=5) for _ in range(4)))
-    assert waiting.wait_s(2, 10.0, 0.0) == 2.0
-    for n in range(60):  # five rows a second of a class ahead
-        waiting.put(entry("high", priority=1, arrived_s=n / 5))
-        waiting.take(n / 5, max_rows=1, service_s=lambda rows: 0.0)
-    assert waiting.wait_s(1, 10.0, 12.0) == 0.0
-    assert 3.5 < waiting.wait_s(2, 10.0, 12.0) < 4.5
-    assert waiting.wait_s(2, 4.0, 12.0) > 100
-    assert 2.0 <= waiting.wait_s(2, 10.0, 30.0) < 2.01  # they come no more
+    assert with_others_ahead(0.0).wait_s(2, 1000.0, 0.0) == 2.0
+    waiting = with_others_ahead(12.0)
+    assert waiting.wait_s(1, 1000.0, 12.0) == 0.0
+    assert 4.0 < waiting.wait_s(2, 1000.0, 12.0) < 4.6  # a few more may come than did
+    assert waiting.wait_s(2, 500.0, 12.0) > 100
+    assert 2.0 <= waiting.wait_s(2, 1000.0, 30.0) < 2.01  # they come no more
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.2, 1.0])
+def test_those_ahead_who_have_just_begun_to_come_are_expected_to_go_on(seconds: float) -> None:
+    waiting = with_others_ahead(seconds)
+    assert 3.9 < waiting.wait_s(2, 1000.0, seconds) < 8.0
+    for n in range(int(500 * seconds)):  # and anew after a silence
+        waiting.put(entry("high", priority=1, arrived_s=60 + n / 500))
+        waiting.take(60 + n / 500, max_rows=1, service_s=lambda rows: 0.0)
+    assert 3.9 < waiting.wait_s(2, 1000.0, 60 + seconds) < 8.0
