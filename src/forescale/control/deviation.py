@@ -226,9 +226,14 @@ def _summed(evidence: float, deviation: float, policy: Policy) -> float:
 def _taken_for(known: DeviceWatch, estimate: float, policy: Policy) -> DeviceWatch:
     """The device at another log ratio, with no evidence against it yet."""
     if abs(estimate - known.reference) >= policy.big_shift:
-        # What was ordinary about the old level says nothing of this one. Were the band learned at once, it
-        # would take in how far off an estimate is that was made while the device still grew slower.
-        known = replace(known, observations=0, band_above=policy.initial_band, band_below=policy.initial_band)
+        # Were the band learned at once, it would take in how far off an estimate is that was made while the
+        # device still grew slower.
+        known = replace(
+            known,
+            observations=0,
+            band_above=min(known.band_above, policy.initial_band),
+            band_below=min(known.band_below, policy.initial_band),
+        )
     return replace(known, reference=estimate, above=0.0, below=0.0, above_steps=0, below_steps=0)
 
 
