@@ -217,3 +217,16 @@ def test_memory_bounds_a_house() -> None:
     there = world([SMALL] * 10, [1500] * 10)
     there.run(5.0)
     assert sorted(len(versions) for versions in there.houses().values()) == [2, 2]
+
+
+def test_a_version_that_was_about_to_move_may_be_wanted_no_more() -> None:
+    version: Version = ("m", 1)
+    tenant = Tenant(
+        is_awake=True, may_move=True, latency_s=0.5, load_s=0.1, batch_s=0.001, row_s=0.001, arrived_rows=0
+    )
+    there = [Resident(version=version, device="cpu0", house="h", is_ready=True)]
+    housing = Housing()
+    for quarter in range(20):
+        housing = step(housing, {version: tenant}, there, Room(DEVICES, Memory()), now_s=quarter / 4)
+    assert housing.ripe_s == {version: 0.0}
+    assert step(housing, {}, there, Room(DEVICES, Memory()), now_s=5.0 - 0.25).ripe_s == {}

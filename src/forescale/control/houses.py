@@ -130,7 +130,8 @@ def step(
     ripe_s = {
         replica.version: known.ripe_s.get(replica.version, now_s)
         for replica in replicas
-        if replica.is_ready and replica.version in small and replica.version not in plan.homes
+        if replica.is_ready and replica.version in tenants  # not one that has left since they were counted
+        if replica.version in small and replica.version not in plan.homes
     }
     if not plan.is_moving:
         plan.move([version for version, since_s in ripe_s.items() if now_s - since_s >= rules.settle_s])
