@@ -1,8 +1,8 @@
 """Both ends of the Unix socket between controller and data plane.
 
 Each message is four bytes that say how long it is, then JSON. An empty one from the controller asks for the
-answer that it waits for at once. Of versions only those are told that have changed since the answer before:
-of thousands most sleep.
+answer that it waits for at once. Of versions only those are told that have changed since the answer before,
+and routes only if one has: of thousands most sleep.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -19,17 +20,24 @@ from pydantic import TypeAdapter
 from forescale.core.errors import PeerGone
 from forescale.engine.serve.orders import Exchange, PlaneState, VersionState
 from forescale.engine.serve.plane import Plane
+from forescale.engine.serve.routing import Route
 
 _Version = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Answer:
-    """A state without versions, those that have changed, and the names of those that are gone."""
+    """A state without versions and routes, and what has changed of these.
+
+    Attributes:
+        gone: names of versions.
+        routes: all, if one has changed.
+    """
 
     state: PlaneState
     changed: tuple[VersionState, ...]
     gone: tuple[_Version, ...]
+    routes: Mapping[str, Route] | None
 
 
 _EXCHANGE = TypeAdapter(Exchange)
@@ -64,7 +72,7 @@ class Listener:
         self._controller = writer
         self._on_back()
         answers: set[asyncio.Task[None]] = set()
-        told: dict[_Version, VersionState] = {}
+        told = _Told()
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             while True:
                 said = await _receive(reader)
@@ -81,22 +89,36 @@ class Listener:
             self._controller = None
             self._on_away()
 
-    async def _answer(
-        self, said: bytes, writer: asyncio.StreamWriter, told: dict[_Version, VersionState]
-    ) -> None:
+    async def _answer(self, said: bytes, writer: asyncio.StreamWriter, told: _Told) -> None:
         asked = _EXCHANGE.validate_json(said)
         self.lease_s = asked.lease_s
         state = await self._plane.exchange(asked)
-        there = {(version.model, version.version): version for version in state.versions}
-        answer = _Answer(
-            state=replace(state, versions=()),
-            changed=tuple(each for version, each in there.items() if told.get(version) is not each),
-            gone=tuple(told.keys() - there.keys()),
-        )
-        told.clear()
-        told.update(there)
+        answer = told.answer(state)
         with contextlib.suppress(OSError):
             await _send(writer, _ANSWER.dump_json(answer))
+
+
+class _Told:
+    """What one controller has been told last."""
+
+    def __init__(self) -> None:
+        self._versions: Sequence[VersionState] = ()
+        self._routes: Mapping[str, Route] = {}
+
+    def answer(self, state: PlaneState) -> _Answer:
+        """What it is to be told now."""
+        pairs = zip_longest(state.versions, self._versions)
+        others = [(now, before) for now, before in pairs if now is not before]
+        there = {(now.model, now.version): now for now, _ in others if now}
+        known = {(before.model, before.version): before for _, before in others if before}
+        answer = _Answer(
+            state=replace(state, versions=(), routes={}),
+            changed=tuple(now for version, now in there.items() if known.get(version) is not now),
+            gone=tuple(known.keys() - there.keys()),
+            routes=None if state.routes == self._routes else state.routes,
+        )
+        self._versions, self._routes = state.versions, state.routes
+        return answer
 
 
 class Connection:
@@ -106,6 +128,7 @@ class Connection:
         self._reader = reader
         self._writer = writer
         self._versions: dict[_Version, VersionState] = {}
+        self._routes: Mapping[str, Route] = {}
 
     async def exchange(self, asked: Exchange) -> PlaneState:
         """One at a time.
@@ -121,7 +144,9 @@ class Connection:
         for version in answer.gone:
             del self._versions[version]
         self._versions |= {(each.model, each.version): each for each in answer.changed}
-        return replace(answer.state, versions=tuple(self._versions.values()))
+        if answer.routes is not None:
+            self._routes = answer.routes
+        return replace(answer.state, versions=tuple(self._versions.values()), routes=self._routes)
 
     def answer_now(self) -> None:
         """Let the exchange under way end at once."""

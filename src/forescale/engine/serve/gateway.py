@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Protocol
 
@@ -50,6 +51,8 @@ class Gateway:
     Attributes:
         on_starving: called when a request comes to a model without replicas.
         on_change: called when versions or routes are others than before.
+        changed: versions, as model and version, to which something has happened. Whoever has looked at them
+            empties it.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Gateway:
         self._drained = set[str]()
         self.on_starving: Callable[[], object] = lambda: None
         self.on_change: Callable[[], object] = lambda: None
+        self.changed = set[tuple[str, str]]()
         link.listen(self._hear)
 
     def serve(
@@ -96,6 +100,8 @@ class Gateway:
             clock=self._clock,
             on_starving=self._starve,
         )
+        served.on_change = partial(self.changed.add, (model, version))
+        served.on_change()
         self._routes.setdefault(model, Route(version=version))
         self.on_change()
         return served

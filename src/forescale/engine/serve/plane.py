@@ -60,7 +60,8 @@ class Plane:
         self._name = secrets.token_hex(8)
         self._loads: dict[Version, Load] = {}
         self._load_s: dict[Version, float] = {}
-        self._asleep: dict[Version, VersionState] = {}
+        self._states: dict[Version, VersionState] = {}
+        self._awake = set[Version]()
         self._withdrawals: dict[Version, asyncio.Task[None]] = {}
         self._happenings: deque[Happened] = deque(maxlen=_HAPPENINGS)
         self._happened = 0
@@ -141,6 +142,7 @@ class Plane:
     def _set_threads(self, version: Version, threads: int | None) -> None:
         if version in self._loads:
             self._loads[version] = replace(self._loads[version], threads=threads)
+            self._gateway.changed.add(version)
             self._crew.set_threads(*version, threads)
 
     def _stop(self, name: str) -> None:
@@ -152,6 +154,7 @@ class Plane:
     def _begin_withdrawal(self, version: Version) -> None:
         if version in self._loads and version not in self._withdrawals:
             self._withdrawals[version] = asyncio.create_task(self._withdraw(version))
+            self._states.pop(version, None)
 
     async def _withdraw(self, version: Version) -> None:
         if self._gateway.find(*version).gauges().waiting and not any(
@@ -206,12 +209,14 @@ class Plane:
                 assert_never(event)
 
     def _happen(self, kind: str, replica: str, **detail: Any) -> None:
+        model, version, _ = replica.rsplit(".", 2)  # it is named MODEL.VERSION.NUMBER
+        self._gateway.changed.add((model, version))
         self._happened += 1
         happened = Happened(
             number=self._happened,
             at_s=self._clock.wall_s(),
             kind=kind,
-            model=replica.rsplit(".", 2)[0],  # it is named MODEL.VERSION.NUMBER
+            model=model,
             detail={"replica": replica, **detail},
         )
         self._happenings.append(happened)
@@ -220,6 +225,7 @@ class Plane:
     # ---- what is told ----------------------------------------------------------------------------------
 
     def _state(self) -> PlaneState:
+        self._look_at_versions()
         return PlaneState(
             plane=self._name,
             devices=self._crew.devices,
@@ -229,45 +235,29 @@ class Plane:
             process_bytes=self._crew.process_bytes,
             room_bytes=self._crew.room_bytes(),
             cores=self._crew.cores(),
-            versions=tuple(
-                self._version_state(served)
-                for served in self._gateway.all()
-                if (served.model, served.version) not in self._withdrawals
-            ),
+            versions=tuple(self._states.values()),
             routes=dict(self._gateway.routes()),
             withdrawn=tuple(self._withdrawals),
             happenings=tuple(self._happenings),
         )
 
-    def _version_state(self, served: ServedModel) -> VersionState:
-        """The same object while a version sleeps, as most of thousands do."""
-        version = served.model, served.version
-        known = self._asleep.get(version)
-        load = self._loads[version]
-        if known is not None and _sleeps_on(served, known) and known.threads == load.threads:
-            return known
-        state = replace(
-            version_state(served, self._load_s.get(version), self._crew.model_bytes.get(version)),
-            threads=load.threads,
-            is_resizable=load.format not in FIXED_THREADS,
-            may_share=version not in self._crew.loners,
-        )
-        if served.replicas:
-            self._asleep.pop(version, None)
-        else:
-            self._asleep[version] = state
-        return state
-
-
-def _sleeps_on(served: ServedModel, known: VersionState) -> bool:
-    """Whether nothing has happened to a version since it had no replicas."""
-    return (
-        not served.replicas
-        and known.waiting == served.gauges().waiting
-        and known.policy == served.policy
-        and sum(known.outcomes.values()) == sum(served.metrics.outcomes.values())
-        and known.arrived_rows == served.metrics.arrived_rows
-    )
+    def _look_at_versions(self) -> None:
+        """At those that have replicas, or to which something has happened: of thousands most sleep."""
+        awake = set[Version]()
+        for version in sorted(self._awake | self._gateway.changed):
+            if version not in self._loads or version in self._withdrawals:
+                continue
+            served, load = self._gateway.find(*version), self._loads[version]
+            self._states[version] = replace(
+                version_state(served, self._load_s.get(version), self._crew.model_bytes.get(version)),
+                threads=load.threads,
+                is_resizable=load.format not in FIXED_THREADS,
+                may_share=version not in self._crew.loners,
+            )
+            if served.replicas:
+                awake.add(version)
+        self._awake = awake
+        self._gateway.changed.clear()
 
 
 def version_state(served: ServedModel, load_s: float | None, model_bytes: int | None = None) -> VersionState:

@@ -54,6 +54,7 @@ class ServedModel:
     Attributes:
         is_closed: it takes no more requests.
         max_rows: most rows of a batch; a model whose number of rows is fixed takes one request at a time.
+        on_change: called when a request comes or ends, and when policy or replicas are others than before.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class ServedModel:
         self._balancing = balancing
         self._clock = clock
         self._on_starving = on_starving
+        self.on_change: Callable[[], object] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._batches: dict[int, list[_Entry]] = {}
         self._numbers = itertools.count(1)
@@ -113,6 +115,7 @@ class ServedModel:
             ModelFailed: the model raised, or its replicas died.
         """
         arrived_s = self._clock.monotonic_s()
+        self.on_change()
         outcomes = self.metrics.outcomes
         self.metrics.arrived_rows += 0 if request.is_copy else request.rows
         timeout_s = self.policy.timeout_s if request.timeout_s is None else request.timeout_s
@@ -147,6 +150,8 @@ class ServedModel:
         except ForescaleError:
             outcomes["failed"] += 1
             raise
+        finally:
+            self.on_change()
         outcomes["ok"] += 1
         took_s = self._clock.monotonic_s() - arrived_s
         self.metrics.latency_s.observe(took_s)
@@ -239,6 +244,7 @@ class ServedModel:
         self._idle.set()
 
     def _agree_on_rows(self) -> None:
+        self.on_change()
         fixed = (spec.shape[0] for spec in self.signature.inputs)
         taken = (replica.max_rows for replica in self.replicas.values())
         self.max_rows = min((self.policy.max_rows, *(rows for rows in fixed if rows is not None), *taken))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import orjson
 from forescale.engine.serve.exchange import Connection, Listener, connect
 from forescale.engine.serve.orders import Exchange, PlaneState, VersionState
 from forescale.engine.serve.policy import QueuePolicy
+from forescale.engine.serve.routing import Route
 from forescale.engine.serve.server import listen_at
 
 ASLEEP = VersionState(
@@ -35,8 +36,11 @@ OTHER = replace(ASLEEP, version="2")
 class ScriptedPlane:
     """Answers with states, one after the other."""
 
-    def __init__(self, *states: tuple[VersionState, ...]) -> None:
+    def __init__(self, *states: tuple[VersionState, ...], routes: Sequence[str] = ()) -> None:
         self._states = [PlaneState(plane="p", devices=(), versions=versions) for versions in states]
+        self._states += [
+            PlaneState(plane="p", devices=(), routes={"m": Route(version=version)}) for version in routes
+        ]
 
     async def exchange(self, _asked: Exchange) -> PlaneState:
         return self._states.pop(0)
@@ -89,7 +93,36 @@ def test_versions_that_sleep_are_not_told_again() -> None:
             length_bytes = int.from_bytes(await reader.readexactly(4))
             answer = orjson.loads(await reader.readexactly(length_bytes))
             told.append([each["version"] for each in answer["changed"]] + answer["gone"])
+            assert answer["routes"] is None
         assert told == [["1", "2"], [], [["m", "2"]]]
         writer.close()
 
     with_plane(ScriptedPlane((ASLEEP, OTHER), (ASLEEP, OTHER), (ASLEEP,)), talk)
+
+
+def test_a_version_that_takes_the_place_of_one_that_is_gone_is_told() -> None:
+    async def talk(path: Path, _away: asyncio.Event) -> None:
+        connection = await connect(path)
+        assert await versions(connection) == {"1": 0, "2": 0}
+        assert await versions(connection) == {"2": 0, "3": 0}
+        assert await versions(connection) == {"2": 0, "1": 0}
+        connection.close()
+
+    third = replace(ASLEEP, version="3")
+    with_plane(ScriptedPlane((ASLEEP, OTHER), (OTHER, third), (OTHER, ASLEEP)), talk)
+
+
+def test_routes_are_known_though_they_are_told_only_when_one_has_changed() -> None:
+    async def talk(path: Path, away: asyncio.Event) -> None:
+        connection = await connect(path)
+        first, same, other = [(await connection.exchange(Exchange())).routes for _ in range(3)]
+        assert first == {"m": Route(version="1")}
+        assert same is first
+        assert other == {"m": Route(version="2")}
+        connection.close()
+        await away.wait()
+        again = await connect(path)
+        assert (await again.exchange(Exchange())).routes == other
+        again.close()
+
+    with_plane(ScriptedPlane(routes=("1", "1", "2", "2")), talk)
