@@ -19,7 +19,7 @@ class Accounts:
     def __init__(self, registry: Registry, knowledge: Knowledge) -> None:
         self._registry = registry
         self._knowledge = knowledge
-        self._file_bytes: dict[Version, int] = {}
+        self._guessed_bytes: dict[Version, int] = {}
 
     async def learn(self, versions: Iterable[Version]) -> None:
         """Read how large the files of versions are, before anything is decided about these.
@@ -27,19 +27,19 @@ class Accounts:
         Raises:
             RegistryFailed: that cannot be read.
         """
-        unknown = set(versions) - self._file_bytes.keys()
+        unknown = set(versions) - self._guessed_bytes.keys()
         if unknown:
-            self._file_bytes |= await asyncio.to_thread(self._registry.file_bytes, unknown)
+            files_bytes = await asyncio.to_thread(self._registry.file_bytes, unknown)
+            self._guessed_bytes |= {version: guessed_bytes(size) for version, size in files_bytes.items()}
 
     def memory(self, seen: PlaneState, small: frozenset[Version]) -> Memory:
         """Of a data plane's devices, and what versions take of it, small ones in processes with others."""
         self._knowledge.look(seen.versions)
         measured = self._knowledge.model_bytes
-        guessed = {version: guessed_bytes(size_bytes) for version, size_bytes in self._file_bytes.items()}
         return Memory(
             room_bytes=seen.room_bytes,
             process_bytes=seen.process_bytes,
-            model_bytes={**guessed, **measured},
+            model_bytes={**self._guessed_bytes, **measured},
             measured=frozenset(measured),
             small=small,
         )

@@ -88,6 +88,10 @@ class DemandForecast:
     _minute: Minute = field(default_factory=Minute)
     _taken_s: float = 0.0
 
+    def __contains__(self, model: str) -> bool:
+        """Whether it was asked for in the last days, and so must be told of."""
+        return model in self._asked
+
     def taken_in(self, rates_per_s: Mapping[str, float], now_s: float) -> DemandForecast:
         """After one more step; NaN where a model's rate is not known. Models that are not told are gone."""
         at_s = now_s - self.epoch_s

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 
 from forescale.control.houses import Home, Housing, Resident, Tenant, step
 from forescale.control.knowledge import Knowledge
@@ -25,6 +25,7 @@ class Homes:
         self._latency_s = latency_s
         self._knowledge = knowledge
         self._housing = Housing()
+        self._tenants: Mapping[Version, Tenant] = {}
 
     @property
     def small(self) -> frozenset[Version]:
@@ -40,17 +41,21 @@ class Homes:
         *,
         rollouts: Container[str],
         now_s: float,
+        asleep: Set[str] = frozenset(),
     ) -> Mapping[Version, Home]:
         """Homes of the versions that are to share.
 
         Args:
+            wanted: all that are deployed, but those that are asleep.
             counts: replicas that each model is to have now.
             rollouts: models of which a new version is being tried.
+            asleep: models that stay as they are.
         """
         room = Room(seen.devices, memory)
         for replica in seen.replicas:
             room.put((replica.model, int(replica.version)), replica.device, replica.house)
-        tenants = dict(self._tenants(wanted, seen, counts, rollouts))
+        slept = {version: tenant for version, tenant in self._tenants.items() if version[0] in asleep}
+        self._tenants = slept | dict(self._awake(wanted, seen, counts, rollouts))
         residents = [
             Resident(
                 version=(replica.model, int(replica.version)),
@@ -61,10 +66,10 @@ class Homes:
             for replica in seen.replicas
             if replica.state is not State.DRAINING
         ]
-        self._housing = step(self._housing, tenants, residents, room, now_s=now_s)
+        self._housing = step(self._housing, self._tenants, residents, room, now_s=now_s)
         return self._housing.homes
 
-    def _tenants(
+    def _awake(
         self,
         wanted: Sequence[DeploymentSpec],
         seen: PlaneState,

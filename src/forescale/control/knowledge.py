@@ -65,7 +65,7 @@ class Knowledge:
             version = state.model, int(state.version)
             self._measured[version] = self._measured.pop(version, Measured()).after(state)
         for version in list(self._measured)[: max(0, len(self._measured) - _MOST)]:
-            del self._measured[version]  # not seen for longest
+            del self._measured[version]  # nothing was heard of it for longest
 
     def measured(self, version: Version) -> Measured:
         return self._measured.get(version, Measured())

@@ -31,6 +31,7 @@ from forescale.control.serving import (
     Withdraw,
     step,
 )
+from forescale.control.sleepers import Sleepers, without
 from forescale.core.clock import Clock
 from forescale.core.errors import ForescaleError, PeerGone, RegistryFailed
 from forescale.core.signature import Signature
@@ -95,6 +96,7 @@ class Pool:
         self.change = 0
         self.is_ending = False
         self._scaler = Scaler(scaling, knowledge)
+        self._sleepers = Sleepers()
         self._homes = Homes((scaling or ScalingRules()).latency_s, knowledge)
         self.rollouts = Rollouts(registry.rollouts, clock, checks or {}, self._read_again)
 
@@ -217,24 +219,36 @@ class Pool:
     async def _decide(self) -> Sequence[orders.Command]:
         if self._wanted is None:
             return ()  # what is deployed is not known yet
-        now_s = self._clock.monotonic_s()
-        self._memory = self._accounts.memory(self._seen, self._homes.small)
-        for happening in await self._scaler.decide(self._wanted, self._seen, now_s, self._memory):
+        wanted, running, now_s = self._wanted, self._running, self._clock.monotonic_s()
+        asleep = self._asleep(now_s)
+        awake = [spec for spec in wanted if spec.model not in asleep]
+        seen = without(asleep, self._seen)
+        self._memory = self._accounts.memory(seen, self._homes.small)
+        for happening in await self._scaler.decide(awake, seen, now_s, self._memory, asleep):
             self._diary.put(happening)
-        steered = self._scaler.steer(self._wanted, self._seen)
+        steered = tuple(self._scaler.steer(awake, seen))
         counts = self._scaler.counts()
-        for model, rollout in self._running.items():
+        for model, rollout in running.items():
             error = self._error_of((model, rollout.spec.number))
-            self.rollouts.look(rollout, self._seen, counts.get(model, 1), error, self._tasks)
-        observed = observe(self._seen, self._faults, self._memory)
-        tried = self._running.keys()
+            self.rollouts.look(rollout, seen, counts.get(model, 1), error, self._tasks)
+        observed = observe(seen, self._faults, self._memory)
         homes = self._homes.decide(
-            self._wanted, self._seen, counts, self._memory, rollouts=tried, now_s=now_s
+            awake, seen, counts, self._memory, rollouts=running.keys(), now_s=now_s, asleep=asleep
         )
-        commands = step(self._wanted, observed, counts, self._running, homes)
+        commands = step(awake, observed, counts, running, homes)
+        self._sleepers.settle(self._scaler.resting, (*commands, *steered))
         self._short = {command.version: command for command in commands if isinstance(command, Short)}
         self._tell()
         return [*(order for command in commands for order in self._order(command)), *steered]
+
+    def _asleep(self, now_s: float) -> frozenset[str]:
+        """Models that need not be looked at now."""
+        assert self._wanted is not None
+        if self._scaler.is_renewed:
+            self._sleepers.wake()
+        busy = {*self._running, *(model for model, _ in self._faults)}
+        is_counting = self._scaler.is_counting(now_s)
+        return self._sleepers.look(self._wanted, self._seen, busy, is_counting=is_counting)
 
     async def _refresh(self) -> None:
         try:

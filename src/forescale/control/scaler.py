@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import Any
 
 from forescale.control.batching import queue_policy
-from forescale.control.knowledge import Knowledge, Measured
+from forescale.control.knowledge import Knowledge
 from forescale.control.memory import Budget, Memory, Placed
 from forescale.control.scale import Load, Scale, ScalingRules, ScalingState
-from forescale.control.scaling import step
+from forescale.control.scaling import is_counting, step
 from forescale.engine.serve import messages
 from forescale.engine.serve.formats import FIXED_THREADS
 from forescale.engine.serve.orders import PlaneState, SetThreads, Steer, VersionState
@@ -25,24 +25,15 @@ _BY = "forescale"
 _UNKNOWN_LOAD_S = 1.0
 
 
-class _Facts(NamedTuple):
-    """What the load of a model is made of."""
-
-    spec: DeploymentSpec
-    versions: Sequence[VersionState]
-    measured: Measured
-    ready: int
-    replicas: Mapping[str, int]
-    withheld_cores: float
-    warm_up_s: float
-    has_spares: bool
-
-
 class Scaler:
     """Decides how many replicas the deployed models of one server are to have.
 
     Args:
         knowledge: of before; gets what is learned.
+
+    Attributes:
+        resting: models that were to have no replicas, and are not, by the last decision. While nothing about
+            them changes, that holds until demand is counted again; where the value is true, beyond that.
     """
 
     def __init__(self, rules: ScalingRules | None = None, knowledge: Knowledge | None = None) -> None:
@@ -51,7 +42,16 @@ class Scaler:
         self._state = ScalingState()
         self._limits: Mapping[str, int | None] = {}
         self._policies: dict[str, tuple[DeploymentSpec, int | None, QueuePolicy]] = {}
-        self._loads: dict[str, tuple[_Facts, Load]] = {}
+        self.resting: Mapping[str, bool] = {}
+
+    @property
+    def is_renewed(self) -> bool:
+        """Whether forecasts of before were found since the last decision."""
+        return self._knowledge.forecast is not self._state.forecast
+
+    def is_counting(self, now_s: float) -> bool:
+        """Whether the demand of all models would be counted by a decision now."""
+        return is_counting(self._state, now_s)
 
     async def decide(
         self,
@@ -59,19 +59,28 @@ class Scaler:
         seen: PlaneState,
         now_s: float,
         memory: Memory | None = None,
+        asleep: Set[str] = frozenset(),
     ) -> tuple[Happening, ...]:
-        """Look at all models; what changes, to be written down."""
+        """Look at models; what changes, to be written down.
+
+        Args:
+            wanted: all that are deployed, but those that are asleep.
+            asleep: models that stay as they are.
+        """
         self._limits = {spec.model: spec.max_threads for spec in wanted}
         self._knowledge.look(seen.versions)
-        self._loads = _loads(wanted, seen, self._knowledge, memory or Memory(), self._loads)
-        loads = [load for _, load in self._loads.values()]
+        loads = _loads(wanted, seen, self._knowledge, memory or Memory())
         devices = len(seen.devices)
         budget = _budget(wanted, seen, memory) if memory else None
         known = self._knowledge.forecast
         state = replace(self._state, forecast=known)
         # In a thread, since forecasting many models takes longer than requests should wait for the loop.
-        self._state, decisions = await asyncio.to_thread(
+        after, decisions = await asyncio.to_thread(
             step, state, loads, now_s, devices, self._rules, budget=budget, cores=seen.cores
+        )
+        self.resting = _resting(state, after, is_counted=is_counting(state, now_s))
+        self._state = replace(
+            after, models={model: state.models[model] for model in asleep} | {**after.models}
         )
         if self._knowledge.forecast is known:  # otherwise one of before was found meanwhile
             self._knowledge.forecast = self._state.forecast
@@ -146,14 +155,18 @@ def _budget(wanted: Sequence[DeploymentSpec], seen: PlaneState, memory: Memory) 
     return Budget(seen.devices, memory, kept, others, least)
 
 
+def _resting(before: ScalingState, after: ScalingState, *, is_counted: bool) -> dict[str, bool]:
+    """As ``Scaler.resting``."""
+    return {
+        model: is_counted and scale == known and model not in after.forecast
+        for model, scale in after.models.items()
+        if scale.wanted == scale.short == 0 and (known := before.models.get(model)) and known.wanted == 0
+    }
+
+
 def _loads(
-    wanted: Sequence[DeploymentSpec],
-    seen: PlaneState,
-    knowledge: Knowledge,
-    memory: Memory,
-    known: Mapping[str, tuple[_Facts, Load]],
-) -> dict[str, tuple[_Facts, Load]]:
-    """The load of each model, with what it is made of: of thousands most sleep, and theirs stay the same."""
+    wanted: Sequence[DeploymentSpec], seen: PlaneState, knowledge: Knowledge, memory: Memory
+) -> list[Load]:
     versions: defaultdict[str, list[VersionState]] = defaultdict(list)
     for version in seen.versions:
         versions[version.model].append(version)
@@ -164,43 +177,31 @@ def _loads(
             devices[replica.model, replica.version][replica.device] += 1
     rooms_bytes = ((cores, memory.room_bytes.get(name)) for name, cores in seen.cores.items())
     cores_per_byte = max((cores / room_bytes for cores, room_bytes in rooms_bytes if room_bytes), default=0.0)
-    loads: dict[str, tuple[_Facts, Load]] = {}
+    loads: list[Load] = []
     for spec in wanted:
-        facts = _Facts(
-            spec=spec,
-            versions=versions[spec.model],
-            measured=knowledge.measured((spec.model, spec.number)),
-            ready=ready[spec.model],
-            replicas=devices[spec.model, str(spec.number)],
-            withheld_cores=cores_per_byte * memory.replica_bytes((spec.model, spec.number)),
-            warm_up_s=seen.warm_up_s,
-            has_spares=seen.spares > 0,
+        model, number = spec.model, str(spec.number)
+        measured = knowledge.measured((model, spec.number))
+        mine = next((version for version in versions[model] if version.version == number), None)
+        load_s = _UNKNOWN_LOAD_S if measured.load_s is None else measured.load_s
+        loads.append(
+            Load(
+                spec=spec,
+                arrived_rows=sum(version.arrived_rows for version in versions[model]),
+                waiting_rows=sum(version.waiting_rows for version in versions[model]),
+                batch_times=measured.batch_times if mine else {},
+                busy_core_s=mine.busy_core_s if mine else 0.0,
+                threads=mine and mine.threads,
+                is_resizable=mine is None or mine.is_resizable,
+                max_rows=mine.max_rows if mine else 1,
+                ready=ready[model],
+                start_s=load_s + (0.0 if seen.spares else seen.warm_up_s),
+                start_core_s=load_s + seen.warm_up_s,
+                replicas=devices[model, number],
+                was_ready=measured.load_s is not None,
+                withheld_cores=cores_per_byte * memory.replica_bytes((model, spec.number)),
+            )
         )
-        before = known.get(spec.model)
-        loads[spec.model] = before if before and before[0] == facts else (facts, _load(facts))
     return loads
-
-
-def _load(facts: _Facts) -> Load:
-    spec, measured = facts.spec, facts.measured
-    mine = next((version for version in facts.versions if version.version == str(spec.number)), None)
-    load_s = _UNKNOWN_LOAD_S if measured.load_s is None else measured.load_s
-    return Load(
-        spec=spec,
-        arrived_rows=sum(version.arrived_rows for version in facts.versions),
-        waiting_rows=sum(version.waiting_rows for version in facts.versions),
-        batch_times=measured.batch_times if mine else {},
-        busy_core_s=mine.busy_core_s if mine else 0.0,
-        threads=mine and mine.threads,
-        is_resizable=mine is None or mine.is_resizable,
-        max_rows=mine.max_rows if mine else 1,
-        ready=facts.ready,
-        start_s=load_s + (0.0 if facts.has_spares else facts.warm_up_s),
-        start_core_s=load_s + facts.warm_up_s,
-        replicas=facts.replicas,
-        was_ready=measured.load_s is not None,
-        withheld_cores=facts.withheld_cores,
-    )
 
 
 def _as_json(scale: Scale) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def step(
     state = replace(state, models=models)
     busy = (_busy(load, models[load.spec.model]) for load in loads if load.replicas)
     free = Cores(cores or {}, busy)
-    if now_s - state.taken_s >= STEP_S - _TINY:
+    if is_counting(state, now_s):
         state = _counted(state, loads, now_s, rules, free)
     needed: dict[str, Scale] = {}
     for load in sorted(loads, key=lambda load: load.spec.priority):
@@ -67,6 +67,11 @@ def step(
         if _differs(scale, models[name])
     )
     return replace(state, models=after), decisions
+
+
+def is_counting(state: ScalingState, now_s: float) -> bool:
+    """Whether ``step`` would count demand now: once a second."""
+    return now_s - state.taken_s >= STEP_S - _TINY
 
 
 def _differs(scale: Scale, before: Scale) -> bool:

@@ -111,28 +111,72 @@ def test_a_model_sleeps_and_its_first_request_wakes_it() -> None:
     asyncio.run(test())
 
 
-def test_a_load_is_worked_out_anew_only_when_something_about_its_model_changes() -> None:
+def test_models_that_are_passed_over_stay_as_they_are_and_others_are_forgotten() -> None:
+    async def test() -> None:
+        gateway = Gateway(FakeLink(), clock=SteadyClock())
+        plane, scaler = Seats(gateway), Scaler(ScalingRules(level=None))
+        gateway.serve("m", "1", DOUBLING)
+        await scaler.decide([SPEC], plane.seen(), 0.0)
+        before = scaler.status(SPEC)
+        await scaler.decide([], plane.seen(), 0.25, asleep={"m"})
+        assert (scaler.status(SPEC), scaler.counts()) == (before, {"m": 1})
+        await scaler.decide([], plane.seen(), 0.5)
+        assert scaler.counts() == {}
+        gateway.close()
+
+    asyncio.run(test())
+
+
+def slept(asked_s: float | None, rules: ScalingRules, *times_s: float) -> list[bool | None]:
+    """Whether a model rests after decisions at these times, that nobody asks; once it was asked for."""
+
+    async def found() -> list[bool | None]:
+        gateway, knowledge = Gateway(FakeLink(), clock=SteadyClock()), Knowledge()
+        gateway.serve("m", "1", DOUBLING)
+        plane = Seats(gateway)
+        plane.names, plane.load_s = (), 0.5
+        if asked_s is not None:
+            knowledge.forecast = knowledge.forecast.taken_in({"m": 3.0}, asked_s)
+        scaler, rests = Scaler(rules, knowledge), list[bool | None]()
+        assert scaler.is_renewed
+        for now_s in times_s:
+            await scaler.decide([SPEC], plane.seen(), now_s)
+            assert not scaler.is_renewed
+            rests.append(scaler.resting.get("m"))
+        knowledge.forecast = knowledge.forecast.taken_in({}, times_s[-1])
+        assert scaler.is_renewed
+        gateway.close()
+        return rests
+
+    return asyncio.run(found())
+
+
+def test_a_model_rests_for_good_when_counting_changes_nothing_and_it_is_not_forecast() -> None:
+    times_s = 20_000.0, 20_000.25, 20_001.0, 20_001.25, 20_002.0
+    # It is new; how much is asked is not known before the second time that it is counted.
+    assert slept(None, ScalingRules(), *times_s) == [None, False, False, False, True]
+    # Asked three hours ago, it is forecast by the minute, as soon as that has been learned for a day.
+    assert slept(10_000.0, ScalingRules(), *times_s) == [None, False, False, False, False]
+
+
+def test_a_model_that_is_to_have_no_replicas_from_now_on_does_not_rest_yet() -> None:
     async def test() -> None:
         link = FakeLink(prompt=True)
         gateway = Gateway(link, clock=SteadyClock())
-        plane = Seats(gateway)
-        scaler = Scaler(ScalingRules(level=None))
+        plane, scaler = Seats(gateway), Scaler(ScalingRules(level=None, idle_s=0.0))
         gateway.serve("m", "1", DOUBLING)
         link.join("r0")
-        asleep = plane.seen()
-        await scaler.decide([SPEC], asleep, 0.0)
-        first = scaler._loads["m"][1]
-        await scaler.decide([SPEC], asleep, 0.25)
-        assert scaler._loads["m"][1] is first
-        plane.names = ("r0", "r1")
-        await scaler.decide([SPEC], plane.seen(), 0.5)
-        assert (first.ready, scaler._loads["m"][1].ready) == (1, 2)
         await gateway.infer("m", None, request(8))
-        await scaler.decide([replace(SPEC, max_replicas=3)], plane.seen(), 0.75)
-        assert scaler._loads["m"][1].arrived_rows == 8
-        assert scaler._loads["m"][1].spec.max_replicas == 3
-        await scaler.decide([], plane.seen(), 1.0)
-        assert not scaler._loads
+        (slept,) = await scaler.decide([SPEC], plane.seen(), 0.0)
+        assert (slept.detail["wanted"], scaler.resting) == (0, {})
+        await gateway.infer("m", None, request(8))
+        (woken,) = await scaler.decide([SPEC], plane.seen(), 1.0)
+        assert (woken.detail["wanted"], scaler.resting) == (1, {})
+        await scaler.decide([SPEC], plane.seen(), 1.25)
+        assert scaler.counts() == {"m": 0}
+        assert scaler.resting == {}, "as something was asked in the last second, it is woken again"
+        await scaler.decide([SPEC], plane.seen(), 1.5)
+        assert scaler.counts() == {"m": 1}
         gateway.close()
 
     asyncio.run(test())
