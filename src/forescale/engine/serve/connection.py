@@ -1,4 +1,4 @@
-"""A connection of uvicorn's that sends an answer at once, and counts what comes.
+"""A connection of uvicorn's that sends an answer at once, counts what comes, and leaves nothing behind.
 
 Uvicorn writes the head of an answer and its body apart, and uvloop makes a system call of each: dear, where a
 request costs no more than ten of them, and the client wakes up twice.
@@ -60,3 +60,10 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         gathering = GatheringTransport(cast(asyncio.Transport, transport))
         super().connection_made(cast(asyncio.Transport, gathering))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if (
+            self.timeout_keep_alive_task is not None
+        ):  # it would keep a connection that was reset until it runs
+            self.timeout_keep_alive_task.cancel()

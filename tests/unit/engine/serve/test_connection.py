@@ -1,8 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
+from typing import Any
 
-from forescale.engine.serve.connection import GatheringTransport
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from forescale.engine.serve.connection import Connection, GatheringTransport
 
 
 class Wire(asyncio.Transport):
@@ -76,3 +83,38 @@ def test_all_else_is_the_transports() -> None:
         return GatheringTransport(Wire()).get_extra_info("peername")
 
     assert asyncio.run(talk()) == ("peername", None)
+
+
+class Anonymous(Wire):
+    """Nobody says where it leads."""
+
+    def get_extra_info(self, name: str, default: object = None) -> object:
+        return default
+
+
+async def nothing(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("lost", [None, ConnectionResetError()])
+def test_a_connection_that_ends_leaves_nothing_that_keeps_it(lost: Exception | None) -> None:
+    async def end() -> weakref.ref[Connection]:
+        config = uvicorn.Config(nothing, interface="asgi3", log_config=None)
+        connection, wire = Connection(config, ServerState(), {}), Anonymous()
+        connection.connection_made(wire)
+        connection.data_received(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+        while not wire.written:
+            await asyncio.sleep(0)
+        wire.closed = True
+        connection.connection_lost(lost)
+        return weakref.ref(connection)
+
+    async def test() -> Connection | None:
+        left = await end()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        gc.collect()
+        return left()
+
+    assert asyncio.run(test()) is None
