@@ -26,6 +26,8 @@ def pack(program: fx.GraphModule) -> None:
     if not torch.backends.mkldnn.is_available():
         return
     onednn: Any = torch.ops.mkldnn
+    if not torch.backends.mkl.is_available() and not onednn._is_mkldnn_acl_supported():
+        return  # as ``torch.compile``: there oneDNN has no kernels of its own
     _drop_unused(program)
     for weight in program.graph.find_nodes(op="get_attr"):
         values = _attribute(program, weight)
