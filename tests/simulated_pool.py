@@ -29,6 +29,7 @@ from forescale.engine.serve.orders import (
 from forescale.engine.serve.roster import Replica, State
 from forescale.engine.serve.routing import Route
 from forescale.registry.registry import Registry
+from version_states import version_state
 
 LOOK_S = 0.25
 LOAD_S = 0.6
@@ -95,17 +96,10 @@ class SimulatedPlane:
     def _obey(self, command: Command) -> None:
         match command:
             case Serve(load=load, policy=policy):
-                self._versions[load.model, load.version] = VersionState(
-                    model=load.model,
-                    version=load.version,
-                    is_ready=False,
-                    outcomes={"ok": 0},
+                self._versions[load.model, load.version] = version_state(
+                    load.model,
+                    load.version,
                     latency=(0,) * (len(SECONDS) + 1),
-                    arrived_rows=0,
-                    waiting_rows=0,
-                    waiting=0,
-                    in_flight=0,
-                    batch_times={},
                     max_rows=16,
                     policy=policy,
                     threads=load.threads,

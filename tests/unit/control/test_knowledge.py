@@ -9,20 +9,13 @@ import pytest
 
 from forescale.control.knowledge import Knowledge, Measured
 from forescale.core.errors import InvalidInput
-from forescale.engine.serve.orders import VersionState
+from version_states import version_state
 
-SEEN = VersionState(
-    model="digits",
-    version="3",
+SEEN = version_state(
+    "digits",
+    "3",
     is_ready=True,
-    outcomes={},
-    latency=(),
-    arrived_rows=0,
-    waiting_rows=0,
-    waiting=0,
-    in_flight=0,
     batch_times={1: ((1.0, 0.01), (12.5, 0.05)), 2: ((1.0, 0.008),)},
-    max_rows=32,
     load_s=0.5,
     model_bytes=1000,
 )

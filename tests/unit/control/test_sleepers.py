@@ -10,30 +10,16 @@ import pytest
 
 from forescale.control.serving import Command, Serve, SetRoute, Short, StopReplica
 from forescale.control.sleepers import Sleepers, without
-from forescale.engine.serve.orders import PlaneState, SetThreads, Steer, VersionState
+from forescale.engine.serve.orders import PlaneState, SetThreads, Steer
 from forescale.engine.serve.policy import QueuePolicy
 from forescale.engine.serve.roster import Replica, State
 from forescale.engine.serve.routing import Route
 from forescale.registry.records import DeploymentSpec
+from version_states import version_state
 
 MODELS = ("a", "b")
 WANTED = tuple(DeploymentSpec(model=model, number=1, min_replicas=0) for model in MODELS)
-STATES = tuple(
-    VersionState(
-        model=model,
-        version="1",
-        is_ready=False,
-        outcomes={},
-        latency=(),
-        arrived_rows=0,
-        waiting_rows=0,
-        waiting=0,
-        in_flight=0,
-        batch_times={},
-        max_rows=1,
-    )
-    for model in MODELS
-)
+STATES = tuple(map(version_state, MODELS))
 SEEN = PlaneState(
     plane="p",
     devices=("cpu0",),

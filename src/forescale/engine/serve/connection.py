@@ -63,7 +63,6 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if (
-            self.timeout_keep_alive_task is not None
-        ):  # it would keep a connection that was reset until it runs
+        # Of a connection that was reset uvicorn leaves the timer, which would keep it until it runs.
+        if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()

@@ -12,24 +12,11 @@ import orjson
 
 from forescale.engine.serve.exchange import Connection, Listener, connect
 from forescale.engine.serve.orders import Exchange, PlaneState, VersionState
-from forescale.engine.serve.policy import QueuePolicy
 from forescale.engine.serve.routing import Route
 from forescale.engine.serve.server import listen_at
+from version_states import version_state
 
-ASLEEP = VersionState(
-    model="m",
-    version="1",
-    is_ready=False,
-    outcomes={"ok": 0},
-    latency=(),
-    arrived_rows=0,
-    waiting_rows=0,
-    waiting=0,
-    in_flight=0,
-    batch_times={},
-    max_rows=32,
-    policy=QueuePolicy(),
-)
+ASLEEP = version_state("m")
 OTHER = replace(ASLEEP, version="2")
 
 

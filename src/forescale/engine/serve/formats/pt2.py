@@ -77,6 +77,7 @@ def load(order: Order, device: Device) -> LoadedModel:
     if device.kind is DeviceKind.CUDA:
         exported = move_to_device_pass(exported, "cuda:0")
     module = exported.module(check_guards=False)
+    # Before weights are laid out: those have no storage of their own.
     state = {buffer.untyped_storage().data_ptr() for buffer in module.buffers()}
     if device.kind is DeviceKind.CPU:
         pack(module)
